@@ -1,0 +1,1 @@
+"""Public PyTorch checkpoints read into this project's models, without PyTorch."""
