@@ -1,0 +1,35 @@
+"""Hooks: the only way, besides ``control=``, in which a method enters the U-Net.
+
+Shapes: B batch, L queries, S keys, N heads, D head width.
+
+A *site* is the path of a module in the parameter tree, e.g. ``encoder.down.0.attn.1.blocks.0.cross_attn``. Sites are
+Python strings while tracing, so choosing by site costs nothing at run time, and a site that a hook leaves alone
+compiles to what it would have been without the hook.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax import Array
+
+from ldm.attention import fused_attention
+
+Attend = Callable[[str, Array, Array, Array], Array]  # (site, q [B,L,N,D], k, v [B,S,N,D]) -> [B,L,N,D]
+Tap = Callable[[str, Array], Array]  # (site, features) -> features
+
+
+def identity(site: str, features: Array) -> Array:
+    """The default tap: leaves the features as they are."""
+    return features
+
+
+class Hooks(NamedTuple):
+    """What a method may change inside the U-Net.
+
+    ``attend`` replaces the attention of every site. ``tap`` sees, and may replace, the features that leave each
+    ``…res.J`` block, each ``…self_attn``, ``…cross_attn`` and ``…ff`` (the residual stream after that layer) and
+    ``encoder.middle`` (the bottleneck, called h-space in editing papers).
+    """
+
+    attend: Attend = fused_attention
+    tap: Tap = identity

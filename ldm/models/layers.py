@@ -1,0 +1,128 @@
+"""The layers that the models share, and the bridge between Flax modules and plain dictionaries of arrays.
+
+Shapes: B batch, H W height and width, L tokens, N heads, D head width, C channels. Pictures are NHWC everywhere.
+
+A model here is a class and a frozen configuration; its parameters are ONE flat dictionary from the dotted path of each
+array to the array: ``{"encoder.down.0.res.1.conv1.kernel": …}``. Converters, LoRA and files work on that dictionary;
+:func:`bind` turns it back into a Flax module inside a jitted function.
+
+Source of the residual block: "Denoising Diffusion Probabilistic Models" (arXiv:2006.11239), appendix B.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from ldm.hooks import Hooks
+
+Params = dict[str, Array]
+
+
+class Keys:
+    """Random keys for ``rngs=``: the n-th key is ``fold_in(key, n)``. (``nnx.Rngs`` is quadratic under tracing.)"""
+
+    def __init__(self, seed: int | Array):
+        self.key = jax.random.key(seed) if isinstance(seed, int) else seed
+        self.count = 0
+
+    def params(self) -> Array:
+        """The next key."""
+        self.count += 1
+        return jax.random.fold_in(self.key, self.count)
+
+
+@functools.cache
+def _skeleton(model: type[nnx.Module], config: Any):
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: model(config, Keys(0))))
+    return graphdef, {".".join(map(str, path)): (path, value) for path, value in nnx.to_flat_state(state)}
+
+
+def shapes(model: type[nnx.Module], config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Name, shape and dtype of every parameter of ``model(config)``, without making one of them."""
+    return {name: jax.ShapeDtypeStruct(var.shape, var.dtype) for name, (_, var) in _skeleton(model, config)[1].items()}
+
+
+def bind(model: type[nnx.Module], config: Any, params: Params) -> Any:
+    """The module ``model(config)`` with the arrays of ``params`` in it. Call it inside jit: it is free there.
+
+    Raises KeyError if a parameter is missing; names beyond the model's own are ignored.
+    """
+    graphdef, entries = _skeleton(model, config)
+    return nnx.merge(
+        graphdef, nnx.from_flat_state((path, nnx.Param(params[name])) for name, (path, _) in entries.items())
+    )
+
+
+def init(model: type[nnx.Module], config: Any, seed: int | Array) -> Params:
+    """Random parameters for training ``model(config)`` from scratch."""
+    _, state = nnx.split(model(config, Keys(seed)))
+    return {".".join(map(str, path)): var[...] for path, var in nnx.to_flat_state(state)}
+
+
+def linear(c_in: int, c_out: int, keys: Keys, bias: bool = True) -> nnx.Linear:
+    """x @ kernel + bias over the last axis; on NHWC features this is a 1x1 convolution."""
+    return nnx.Linear(c_in, c_out, use_bias=bias, rngs=keys)
+
+
+def conv(
+    c_in: int, c_out: int, keys: Keys, size: int = 3, stride: int = 1, padding: Any = None, bias: bool = True
+) -> nnx.Conv:
+    """A convolution, kernel HWIO, padded by ``size // 2`` on every side unless told otherwise."""
+    padding = size // 2 if padding is None else padding
+    return nnx.Conv(c_in, c_out, (size, size), strides=stride, padding=padding, use_bias=bias, rngs=keys)
+
+
+def group_norm(channels: int, groups: int, eps: float, keys: Keys) -> nnx.GroupNorm:
+    """Group normalisation with statistics in float32; the two-pass variance is what public weights were trained with."""
+    return nnx.GroupNorm(channels, groups, epsilon=eps, use_fast_variance=False, rngs=keys)
+
+
+def layer_norm(width: int, keys: Keys, eps: float = 1e-5) -> nnx.LayerNorm:
+    """Layer normalisation over the last axis, statistics in float32."""
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=keys)
+
+
+def upsample_nearest(h: Array) -> Array:
+    """[B, H, W, C] -> [B, 2H, 2W, C]: each pixel becomes a 2x2 block."""
+    B, H, W, C = h.shape
+    return jnp.broadcast_to(h[:, :, None, :, None, :], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)
+
+
+class ResBlock(nnx.Module):
+    """Two 3x3 convolutions around a shortcut; with ``c_time``, the time embedding is added between them."""
+
+    def __init__(self, c_in: int, c_out: int, groups: int, eps: float, keys: Keys, c_time: int = 0):
+        self.norm1 = group_norm(c_in, groups, eps, keys)
+        self.conv1 = conv(c_in, c_out, keys)
+        self.time = linear(c_time, c_out, keys) if c_time else None
+        self.norm2 = group_norm(c_out, groups, eps, keys)
+        self.conv2 = conv(c_out, c_out, keys)
+        self.skip = linear(c_in, c_out, keys) if c_in != c_out else None
+
+    def __call__(self, x: Array, emb: Array | None = None) -> Array:
+        h = self.conv1(nnx.silu(self.norm1(x)))  # [B, H, W, c_out]
+        if self.time is not None:
+            h = h + self.time(nnx.silu(emb))[:, None, None, :]
+        h = self.conv2(nnx.silu(self.norm2(h)))
+        return h + (x if self.skip is None else self.skip(x))
+
+
+class Attention(nnx.Module):
+    """Multi-head attention from ``x`` [B, L, C] to ``context`` [B, S, E] (itself when None), through the attend hook."""
+
+    def __init__(self, width: int, c_context: int, heads: int, keys: Keys, site: str, qkv_bias: bool = False):
+        self.q = linear(width, width, keys, qkv_bias)
+        self.k = linear(c_context, width, keys, qkv_bias)
+        self.v = linear(c_context, width, keys, qkv_bias)
+        self.out = linear(width, width, keys)
+        self.heads, self.site = heads, site
+
+    def __call__(self, x: Array, context: Array | None, hooks: Hooks) -> Array:
+        context = x if context is None else context
+        split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)  # [B, L, N, D]  # noqa: E731
+        y = hooks.attend(self.site, split(self.q(x)), split(self.k(context)), split(self.v(context)))
+        return self.out(y.reshape(x.shape))

@@ -1,0 +1,109 @@
+"""The CLIP text towers: ViT-L/14 (Stable Diffusion 1.x), OpenCLIP ViT-H/14 (2.x); ViT-bigG/14 by its numbers.
+
+Shapes: B batch, S tokens (77), E width, P width of the joint text-image space.
+
+Source: "Learning Transferable Visual Models From Natural Language Supervision" (arXiv:2103.00020), section 2.4: a
+transformer with causal masking, norms first, whose state at the end-of-text token is projected into the joint space.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from ldm.attention import attention
+from ldm.hooks import Hooks
+from ldm.models.layers import Attention, Keys, layer_norm, linear
+
+
+def quick_gelu(x: Array) -> Array:
+    """x * sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with."""
+    return x * nnx.sigmoid(1.702 * x)
+
+
+def exact_gelu(x: Array) -> Array:
+    """x * Phi(x), by the error function: what OpenCLIP's towers were trained with."""
+    return nnx.gelu(x, approximate=False)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The numbers of a text tower; the defaults are CLIP ViT-L/14."""
+
+    vocabulary: int = 49408
+    length: int = 77
+    width: int = 768
+    mlp_width: int = 3072
+    layers: int = 12  # Stable Diffusion 2.x: 23 of ViT-H's 24, since it was trained on the penultimate layer
+    heads: int = 12
+    activation: str = "quick_gelu"  # or "gelu"
+    projection: int = 0  # P; 0: no projection, the pooled state stays E wide
+    end_id: int = 49407
+
+
+class TextFeatures(NamedTuple):
+    """``context`` [B, S, E], a state per token after the final norm; ``pooled`` [B, P], the text's place in CLIP space."""
+
+    context: Array
+    pooled: Array
+
+
+class Layer(nnx.Module):
+    """Causal self-attention and a two-layer MLP, each after a norm and around a shortcut."""
+
+    def __init__(self, config: TextConfig, keys: Keys, site: str):
+        self.norm1, self.norm2 = layer_norm(config.width, keys), layer_norm(config.width, keys)
+        self.attn = Attention(config.width, config.width, config.heads, keys, site, qkv_bias=True)
+        self.fc1 = linear(config.width, config.mlp_width, keys)
+        self.fc2 = linear(config.mlp_width, config.width, keys)
+        self.activation = config.activation
+
+    def __call__(self, h: Array, hooks: Hooks) -> Array:
+        h = h + self.attn(self.norm1(h), None, hooks)
+        return h + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(h))))
+
+
+def causal_attention(site: str, q: Array, k: Array, v: Array) -> Array:
+    """Attention in which token i sees tokens 0..i only. Shapes as in ``ldm.attention.attention``."""
+    causal = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))
+    return attention(q, k, v, mask=causal)
+
+
+class TextTower(nnx.Module):
+    """Token ids [B, S] -> :class:`TextFeatures`."""
+
+    def __init__(self, config: TextConfig, keys: Keys):
+        self.config = config
+        self.token_embedding = nnx.Embed(config.vocabulary, config.width, rngs=keys)
+        self.position_embedding = nnx.Param(0.01 * jax.random.normal(keys.params(), (config.length, config.width)))
+        self.layers = nnx.List([Layer(config, keys, f"layers.{i}.attn") for i in range(config.layers)])
+        self.final_norm = layer_norm(config.width, keys)
+        self.projection = linear(config.width, config.projection, keys, bias=False) if config.projection else None
+
+    def hidden_states(self, ids: Array) -> Array:
+        """[layers + 1, B, S, E]: the embedding, then the state after each layer, before the final norm."""
+        h = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
+        states = [h]
+        for layer in self.layers:
+            states.append(layer(states[-1], Hooks(attend=causal_attention)))
+        return jnp.stack(states)
+
+    def __call__(self, ids: Array, skip: Array | int = 0) -> TextFeatures:
+        """Encodes ``ids`` int32 [B, S].
+
+        ``skip`` (may be traced) is how many of the last layers ``context`` leaves out: 0 none, 1 gives the penultimate
+        layer. The final norm is applied all the same, as in the public pipelines. ``pooled`` is always of the last
+        layer, at the first end-of-text token.
+        """
+        states = self.hidden_states(ids)
+        last = self.final_norm(states[-1])  # [B, S, E]
+        end = jnp.argmax(ids == self.config.end_id, axis=-1)  # [B]
+        pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]
+        pooled = pooled if self.projection is None else self.projection(pooled)
+        return TextFeatures(self.final_norm(states[self.config.layers - skip]), pooled)
