@@ -38,7 +38,7 @@ def blocked_attention(q: Array, k: Array, v: Array, block: int = QUERY_BLOCK) ->
     """
     B, L, N, D = q.shape
     blocks = -(-L // block)
-    heads_first = lambda x: x.transpose(0, 2, 1, 3).reshape(B * N, x.shape[1], D)  # noqa: E731
+    heads_first = lambda x: x.transpose(0, 2, 1, 3).reshape(B * N, x.shape[1], D)
     q, k, v = heads_first(q), heads_first(k), heads_first(v)
     q = jnp.pad(q, ((0, 0), (0, blocks * block - L), (0, 0))).reshape(B * N * blocks, block, D)
 

@@ -24,5 +24,5 @@ class Conditioning(NamedTuple):
 
 def stack(first: Conditioning, second: Conditioning) -> Conditioning:
     """Joins two conditionings along the batch: [2B, …]. Both must use the same entrances."""
-    join = lambda a, b: None if a is None else jnp.concatenate([a, b])  # noqa: E731
+    join = lambda a, b: None if a is None else jnp.concatenate([a, b])
     return Conditioning(*map(join, first, second))

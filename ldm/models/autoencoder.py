@@ -136,13 +136,13 @@ class VAE(nnx.Module):
         self.encoder, self.decoder = Encoder(config, keys), Decoder(config, keys)
         self.quant, self.post_quant = linear(2 * z, 2 * z, keys), linear(z, z, keys)
 
-    def encode(self, x: Array, hooks: Hooks = Hooks()) -> tuple[Array, Array]:  # noqa: B008
+    def encode(self, x: Array, hooks: Hooks = Hooks()) -> tuple[Array, Array]:
         """Picture [B, H, W, 3] in [-1, 1] -> eq. (1): mean and logvar, both [B, h, w, Z], unscaled."""
         moments = self.quant(self.encoder(x.astype(self.quant.kernel.dtype), hooks))
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
-    def decode(self, z: Array, hooks: Hooks = Hooks()) -> Array:  # noqa: B008
+    def decode(self, z: Array, hooks: Hooks = Hooks()) -> Array:
         """Unscaled latent [B, h, w, Z] -> picture [B, H, W, 3], about [-1, 1]."""
         return self.decoder(self.post_quant(z.astype(self.quant.kernel.dtype)), hooks)
 

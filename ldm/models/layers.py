@@ -68,16 +68,13 @@ def linear(c_in: int, c_out: int, keys: Keys, bias: bool = True) -> nnx.Linear:
     return nnx.Linear(c_in, c_out, use_bias=bias, rngs=keys)
 
 
-def conv(
-    c_in: int, c_out: int, keys: Keys, size: int = 3, stride: int = 1, padding: Any = None, bias: bool = True
-) -> nnx.Conv:
-    """A convolution, kernel HWIO, padded by ``size // 2`` on every side unless told otherwise."""
-    padding = size // 2 if padding is None else padding
-    return nnx.Conv(c_in, c_out, (size, size), strides=stride, padding=padding, use_bias=bias, rngs=keys)
+def conv(c_in: int, c_out: int, keys: Keys, stride: int = 1, padding: Any = 1, bias: bool = True) -> nnx.Conv:
+    """A 3x3 convolution, kernel HWIO, padded by one pixel on every side unless told otherwise."""
+    return nnx.Conv(c_in, c_out, (3, 3), strides=stride, padding=padding, use_bias=bias, rngs=keys)
 
 
 def group_norm(channels: int, groups: int, eps: float, keys: Keys) -> nnx.GroupNorm:
-    """Group normalisation with statistics in float32; the two-pass variance is what public weights were trained with."""
+    """Group normalisation with statistics in float32; the two-pass variance keeps public weights exact."""
     return nnx.GroupNorm(channels, groups, epsilon=eps, use_fast_variance=False, rngs=keys)
 
 
@@ -112,7 +109,7 @@ class ResBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention from ``x`` [B, L, C] to ``context`` [B, S, E] (itself when None), through the attend hook."""
+    """Multi-head attention from ``x`` [B, L, C] to ``context`` [B, S, E] (or itself), through the attend hook."""
 
     def __init__(self, width: int, c_context: int, heads: int, keys: Keys, site: str, qkv_bias: bool = False):
         self.q = linear(width, width, keys, qkv_bias)
@@ -123,6 +120,6 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array, context: Array | None, hooks: Hooks) -> Array:
         context = x if context is None else context
-        split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)  # [B, L, N, D]  # noqa: E731
+        split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)  # [B, L, N, D]
         y = hooks.attend(self.site, split(self.q(x)), split(self.k(context)), split(self.v(context)))
         return self.out(y.reshape(x.shape))

@@ -48,7 +48,7 @@ class TextConfig:
 
 
 class TextFeatures(NamedTuple):
-    """``context`` [B, S, E], a state per token after the final norm; ``pooled`` [B, P], the text's place in CLIP space."""
+    """``context`` [B, S, E], a state per token after the final norm; ``pooled`` [B, P], the text as one vector."""
 
     context: Array
     pooled: Array

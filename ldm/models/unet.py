@@ -71,7 +71,7 @@ class MLP(nnx.Module):
 
 
 class GEGLU(nnx.Module):
-    """Feed-forward layer, value * gelu(gate), four times as wide inside (arXiv:2002.05202). The gelu is the exact one."""
+    """Feed-forward layer value * gelu(gate), four times as wide inside (arXiv:2002.05202); the exact gelu."""
 
     def __init__(self, width: int, keys: Keys):
         self.proj_in, self.proj_out = linear(width, 8 * width, keys), linear(4 * width, width, keys)
@@ -103,7 +103,7 @@ class Transformer(nnx.Module):
     def __init__(self, width: int, heads: int, depth: int, config: UNetConfig, keys: Keys, site: str):
         self.norm = group_norm(width, config.groups, TRANSFORMER_EPS, keys)
         self.proj_in, self.proj_out = linear(width, width, keys), linear(width, width, keys)
-        make = lambda k: TransformerBlock(width, heads, config.context_dim, keys, f"{site}.blocks.{k}")  # noqa: E731
+        make = lambda k: TransformerBlock(width, heads, config.context_dim, keys, f"{site}.blocks.{k}")
         self.blocks = nnx.List([make(k) for k in range(depth)])
 
     def __call__(self, x: Array, context: Array, hooks: Hooks) -> Array:
@@ -121,7 +121,7 @@ class Level(nnx.Module):
         c, heads, depth = config.channels[level], config.heads[level], config.depth[level]
         self.site = site
         self.res = nnx.List([ResBlock(i, c, config.groups, RES_EPS, keys, 4 * config.channels[0]) for i in c_ins])
-        make = lambda j: Transformer(c, heads, depth, config, keys, f"{site}.attn.{j}")  # noqa: E731
+        make = lambda j: Transformer(c, heads, depth, config, keys, f"{site}.attn.{j}")
         self.attn = nnx.List([make(j) for j in range(len(c_ins))] if depth else [])
 
     def block(self, j: int, h: Array, emb: Array, context: Array, hooks: Hooks) -> Array:
@@ -240,7 +240,7 @@ class UNet(nnx.Module):
 
     def __call__(
         self, x: Array, t: Array, cond: Conditioning, *, control: Features | None = None, hooks: Hooks = Hooks()
-    ) -> Array:  # noqa: B008
+    ) -> Array:
         """One evaluation.
 
         ``x`` [B, H, W, C] is the noisy latent scaled to unit variance, ``t`` [] or [B] the timestep (it may be
