@@ -1,0 +1,142 @@
+"""From public names and layouts to ours: rename, transpose, and prove that nothing is missing or left over.
+
+A *layout* maps each of OUR parameter names to the public one (so names that cannot be inverted, such as the flattened
+EMA names, are still found) by regular-expression rules applied in turn. A public name may end in
+
+    ``#K``   the K-th third of the tensor along its first axis (fused query, key, value);
+    ``@``    stored input-first, as ours are: used without a transpose.
+
+Everything else follows from the shapes: PyTorch's linear weights are [out, in] and become [in, out]; convolution
+weights are OIHW and become HWIO; a 1x1 convolution where we have a linear layer loses its two axes of length 1.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ldm.models.layers import Params, shapes
+from weights_convert.reading import LazyTensor
+
+Rule = tuple[str, str | Callable[[re.Match], str]]
+Tensors = Mapping[str, LazyTensor]
+
+LEAVES: tuple[Rule, ...] = ((r"\.(kernel|scale|embedding)$", ".weight"),)
+SHOWN = 6  # names per side in an error
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One public spelling of a model. ``ignore`` matches whole public names that carry nothing for us."""
+
+    title: str
+    rules: Sequence[Rule]
+    ignore: str = r"(?!)"
+
+    def public(self, name: str) -> str:
+        """The public name, with its ``#K`` or ``@``, of our parameter ``name``."""
+        for pattern, replacement in (*self.rules, *LEAVES):
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+def bare(public: str) -> str:
+    """The tensor's own name, without ``#K`` or ``@``."""
+    return re.sub(r"(#\d|@)$", "", public)
+
+
+def stored_shape(public: str, ours: tuple[int, ...], tensors: Tensors) -> tuple[int, ...]:
+    """The shape in which a public file holds our parameter of shape ``ours`` (with the file's own idea of 1x1)."""
+    if public.endswith("@"):
+        return ours
+    if public[-2:-1] == "#":
+        return (3 * ours[-1], *ours[:-1])
+    if len(ours) == 4:
+        return (ours[3], ours[2], ours[0], ours[1])
+    if len(ours) == 2 and not public.endswith(("embedding.weight", "positional_embedding")):
+        got = tensors[public].shape if public in tensors else ()
+        return (ours[1], ours[0]) + (1, 1) * (len(got) == 4)
+    return ours
+
+
+def to_ours(public: str, array: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:
+    """A view of a public tensor in our layout (no copy)."""
+    if public[-2:-1] == "#":
+        array = np.split(array, 3)[int(public[-1])]
+    if public.endswith("@") or array.shape == ours and public.endswith(("embedding.weight", "positional_embedding")):
+        return array
+    if len(ours) == 4:
+        return array.transpose(2, 3, 1, 0)
+    return array.reshape(array.shape[:2]).T if len(ours) == 2 else array
+
+
+def to_public(public: str, array: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`to_ours` for one unfused tensor."""
+    if public.endswith(("@", "embedding.weight", "positional_embedding")):
+        return array
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def choose(layouts: Iterable[Layout], names: Iterable[str], tensors: Tensors) -> Layout:
+    """The layout under which the most of ``names`` are found in ``tensors``."""
+    names = list(names)
+    return max(layouts, key=lambda layout: sum(bare(layout.public(name)) in tensors for name in names))
+
+
+def check(what: str, layout: Layout, wanted: Mapping[str, Any], tensors: Tensors, hint: str = "") -> None:
+    """Raises one ValueError, naming both sides, unless every tensor is used and every parameter is filled.
+
+    ``wanted`` maps our names to anything with a ``shape``; ``what`` names the model and its file; ``hint`` says what
+    the file looks like instead.
+    """
+    public = {name: layout.public(name) for name in wanted}
+    used = {bare(p) for p in public.values()}
+    missing = sorted(used - set(tensors))
+    extra = sorted(key for key in tensors if key not in used and not re.fullmatch(layout.ignore, key))
+    shaped = [(bare(p), stored_shape(p, wanted[name].shape, tensors)) for name, p in public.items()]
+    misshapen = [
+        f"{key} is {tensors[key].shape} but should be {s}"
+        for key, s in shaped
+        if key in tensors and tensors[key].shape != s
+    ]
+    sides = [("missing", missing), ("unknown", extra), ("of another shape", misshapen)]
+    told = [f"{len(names)} {side}: {_some(names)}" for side, names in sides if names]
+    if told:
+        raise ValueError(f"{what} does not fit the {layout.title} layout: {'; '.join(told)}.{hint and ' ' + hint}")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def convert(
+    what: str, model: type, config: Any, tensors: Tensors, layouts: Sequence[Layout], dtype: Any, hint: str = ""
+) -> Params:
+    """Our parameters of ``model(config)`` from a public checkpoint's tensors, cast to ``dtype``.
+
+    One tensor is in memory at a time besides the result. Raises ValueError as :func:`check` does; warns, with the
+    names, where weights are not finite.
+    """
+    wanted = shapes(model, config)
+    layout = choose(layouts, wanted, tensors)
+    check(what, layout, wanted, tensors, hint)
+    params, broken = {}, []
+    for name, spec in wanted.items():
+        public = layout.public(name)
+        array = np.array(to_ours(public, tensors[bare(public)].read(), spec.shape), dtype=jnp.dtype(dtype), order="C")
+        if not np.isfinite(array).all():
+            broken.append(bare(public))
+        params[name] = jnp.asarray(array)
+    if broken:
+        warnings.warn(f"{what}: NaN or infinite weights in {_some(broken)}", stacklevel=2)
+    return params
+
+
+def below(tensors: Tensors, prefix: str) -> dict[str, LazyTensor]:
+    """The tensors under ``prefix``, with the prefix taken off."""
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,155 @@
+"""The U-Net's public spellings: the folder layout (model hub) and the single-file layout (the original code's names).
+
+Both are checked at full size against the name lists of Stable Diffusion 1.x, 2.x, inpainting, SDXL and its refiner.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ldm.models.unet import UNetConfig
+from weights_convert.engine import Layout, Tensors
+
+TRANSFORMER = (
+    (r"\.blocks\.(\d+)\.self_attn\.", r".transformer_blocks.\1.attn1."),
+    (r"\.blocks\.(\d+)\.cross_attn\.", r".transformer_blocks.\1.attn2."),
+    (r"\.blocks\.(\d+)\.", r".transformer_blocks.\1."),
+    (r"(attn[12])\.([qkv])\.", r"\1.to_\2."),
+    (r"(attn[12])\.out\.", r"\1.to_out.0."),
+    (r"\.ff\.proj_in\.", ".ff.net.0.proj."),
+    (r"\.ff\.proj_out\.", ".ff.net.2."),
+)
+
+
+def folder(config: UNetConfig) -> Layout:
+    """Names of ``unet/diffusion_pytorch_model.*``."""
+    rules = (
+        *TRANSFORMER,
+        (r"^time_mlp\.fc", "time_embedding.linear_"),
+        (r"^pooled_mlp\.fc", "add_embedding.linear_"),
+        (r"^encoder\.conv_in\.", "conv_in."),
+        (r"^norm_out\.", "conv_norm_out."),
+        (r"\.time\.", ".time_emb_proj."),
+        (r"\.skip\.", ".conv_shortcut."),
+        (r"^encoder\.middle\.res1\.", "mid_block.resnets.0."),
+        (r"^encoder\.middle\.res2\.", "mid_block.resnets.1."),
+        (r"^encoder\.middle\.attn\.", "mid_block.attentions.0."),
+        (r"^(?:en|de)coder\.(down|up)\.(\d+)\.res\.", r"\1_blocks.\2.resnets."),
+        (r"^(?:en|de)coder\.(down|up)\.(\d+)\.attn\.", r"\1_blocks.\2.attentions."),
+        (r"^encoder\.down\.(\d+)\.downsample\.", r"down_blocks.\1.downsamplers.0.conv."),
+        (r"^decoder\.up\.(\d+)\.upsample\.", r"up_blocks.\1.upsamplers.0.conv."),
+    )
+    return Layout("folder U-Net", rules)
+
+
+def single_file(config: UNetConfig) -> Layout:
+    """Names below ``model.diffusion_model.``: the blocks of all levels are numbered through."""
+    n, coarsest = config.blocks + 1, len(config.channels) - 1
+    inside_res = [("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("time", "emb_layers.1")]
+    inside_res += [("norm2", "out_layers.0"), ("conv2", "out_layers.3"), ("skip", "skip_connection")]
+    middle = {"res1": 0, "attn": 1, "res2": 2}
+
+    def up_sampler(m: re.Match) -> str:
+        attends = config.depth[coarsest - int(m[1])] > 0
+        return f"output_blocks.{n * int(m[1]) + n - 1}.{1 + attends}.conv."
+
+    rules = (
+        *[(rf"(\.res\.\d+|\.res[12])\.{ours}\.", rf"\1.{theirs}.") for ours, theirs in inside_res],
+        *TRANSFORMER,
+        (r"^time_mlp\.fc([12])\.", lambda m: f"time_embed.{2 * int(m[1]) - 2}."),
+        (r"^pooled_mlp\.fc([12])\.", lambda m: f"label_emb.0.{2 * int(m[1]) - 2}."),
+        (r"^encoder\.conv_in\.", "input_blocks.0.0."),
+        (r"^norm_out\.", "out.0."),
+        (r"^conv_out\.", "out.2."),
+        (r"^encoder\.middle\.(res1|attn|res2)\.", lambda m: f"middle_block.{middle[m[1]]}."),
+        (r"^encoder\.down\.(\d+)\.res\.(\d+)\.", lambda m: f"input_blocks.{n * int(m[1]) + int(m[2]) + 1}.0."),
+        (r"^encoder\.down\.(\d+)\.attn\.(\d+)\.", lambda m: f"input_blocks.{n * int(m[1]) + int(m[2]) + 1}.1."),
+        (r"^encoder\.down\.(\d+)\.downsample\.", lambda m: f"input_blocks.{n * int(m[1]) + n}.0.op."),
+        (r"^decoder\.up\.(\d+)\.res\.(\d+)\.", lambda m: f"output_blocks.{n * int(m[1]) + int(m[2])}.0."),
+        (r"^decoder\.up\.(\d+)\.attn\.(\d+)\.", lambda m: f"output_blocks.{n * int(m[1]) + int(m[2])}.1."),
+        (r"^decoder\.up\.(\d+)\.upsample\.", up_sampler),
+    )
+    return Layout("single-file U-Net", rules)
+
+
+def config_from_shapes(tensors: Tensors) -> UNetConfig:
+    """The numbers of a single-file U-Net (names without prefix), read off its shapes.
+
+    Head counts are not in the shapes: files with 1x1 convolutions around their transformers (Stable Diffusion 1.x)
+    have 8 heads, those with linear layers (2.x, SDXL) have heads 64 wide. Raises ValueError where a tensor that every
+    U-Net has is missing.
+    """
+    size = lambda key, axis: tensors[key].shape[axis]
+    depth_at = lambda block: len(
+        {m[1] for k in tensors if (m := re.match(rf"{block}\.transformer_blocks\.(\d+)\.", k))}
+    )
+    try:
+        downs = sorted(int(m[1]) for k in tensors if (m := re.fullmatch(r"input_blocks\.(\d+)\.0\.op\.weight", k)))
+        n = downs[0] if downs else 3
+        levels = range(len(downs) + 1)
+        channels = tuple(size(f"input_blocks.{n * i + 1}.0.out_layers.3.weight", 0) for i in levels)
+        linear = len(tensors["middle_block.1.proj_in.weight"].shape) == 2
+        return UNetConfig(
+            in_channels=size("input_blocks.0.0.weight", 1),
+            out_channels=size("out.2.weight", 0),
+            channels=channels,
+            blocks=n - 1,
+            depth=tuple(depth_at(rf"input_blocks\.{n * i + 1}\.1") for i in levels),
+            middle_depth=depth_at(r"middle_block\.1"),
+            heads=tuple(max(c // 64, 1) for c in channels) if linear else (8,) * len(channels),
+            context_dim=size("middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
+            pooled_dim=size("label_emb.0.0.weight", 1) if "label_emb.0.0.weight" in tensors else 0,
+        )
+    except KeyError as error:
+        raise ValueError(f"this is not a whole U-Net: tensor {error} is missing") from None
+
+
+FIXED = {  # what our U-Net does; a configuration that asks for anything else is refused
+    "act_fn": "silu",
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "dual_cross_attention": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-5,
+    "only_cross_attention": False,
+    "resnet_time_scale_shift": "default",
+    "num_class_embeds": None,
+    "encoder_hid_dim": None,
+    "time_cond_proj_dim": None,
+}
+
+
+def per_level(value: Any, levels: int) -> tuple:
+    """A number for all levels, or one per level, as a tuple."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,) * levels
+
+
+def config_from_json(data: Mapping[str, Any], where: str) -> UNetConfig:
+    """The numbers of ``unet/config.json``.
+
+    ``attention_head_dim`` there means the NUMBER of heads (unless ``num_attention_heads`` is given): a misnomer that
+    public files have kept. Raises ValueError where the file asks for what this U-Net does not do.
+    """
+    for key, ours in FIXED.items():
+        if data.get(key, ours) != ours:
+            raise ValueError(f"{where}: {key} is {data[key]!r}, but this U-Net knows only {ours!r}")
+    channels, kinds = tuple(data.get("block_out_channels", (320, 640, 1280, 1280))), data["down_block_types"]
+    known = {"CrossAttnDownBlock2D", "DownBlock2D"}
+    if len(kinds) != len(channels) or set(kinds) - known:
+        raise ValueError(f"{where}: down_block_types {kinds} must be {len(channels)} of {sorted(known)}")
+    depth = per_level(data.get("transformer_layers_per_block", 1), len(channels))
+    return UNetConfig(
+        in_channels=data.get("in_channels", 4),
+        out_channels=data.get("out_channels", 4),
+        channels=channels,
+        blocks=data.get("layers_per_block", 2),
+        depth=tuple(d * ("CrossAttn" in kind) for d, kind in zip(depth, kinds, strict=True)),
+        middle_depth=depth[-1],
+        heads=per_level(data.get("num_attention_heads") or data.get("attention_head_dim", 8), len(channels)),
+        context_dim=data.get("cross_attention_dim", 1280),
+        pooled_dim=data.get("projection_class_embeddings_input_dim") or 0,
+        groups=data.get("norm_num_groups", 32),
+    )
