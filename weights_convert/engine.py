@@ -26,6 +26,7 @@ Rule = tuple[str, str | Callable[[re.Match], str]]
 Tensors = Mapping[str, LazyTensor]
 
 LEAVES: tuple[Rule, ...] = ((r"\.(kernel|scale|embedding)$", ".weight"),)
+AS_STORED = ("@", "embedding.weight", "positional_embedding")  # tables of vectors have no transpose
 SHOWN = 6  # names per side in an error
 
 
@@ -51,13 +52,13 @@ def bare(public: str) -> str:
 
 def stored_shape(public: str, ours: tuple[int, ...], tensors: Tensors) -> tuple[int, ...]:
     """The shape in which a public file holds our parameter of shape ``ours`` (with the file's own idea of 1x1)."""
-    if public.endswith("@"):
+    if public.endswith(AS_STORED):
         return ours
     if public[-2:-1] == "#":
         return (3 * ours[-1], *ours[:-1])
     if len(ours) == 4:
         return (ours[3], ours[2], ours[0], ours[1])
-    if len(ours) == 2 and not public.endswith(("embedding.weight", "positional_embedding")):
+    if len(ours) == 2:
         got = tensors[public].shape if public in tensors else ()
         return (ours[1], ours[0]) + (1, 1) * (len(got) == 4)
     return ours
@@ -67,7 +68,7 @@ def to_ours(public: str, array: np.ndarray, ours: tuple[int, ...]) -> np.ndarray
     """A view of a public tensor in our layout (no copy)."""
     if public[-2:-1] == "#":
         array = np.split(array, 3)[int(public[-1])]
-    if public.endswith("@") or array.shape == ours and public.endswith(("embedding.weight", "positional_embedding")):
+    if public.endswith(AS_STORED):
         return array
     if len(ours) == 4:
         return array.transpose(2, 3, 1, 0)
@@ -76,7 +77,7 @@ def to_ours(public: str, array: np.ndarray, ours: tuple[int, ...]) -> np.ndarray
 
 def to_public(public: str, array: np.ndarray) -> np.ndarray:
     """The inverse of :func:`to_ours` for one unfused tensor."""
-    if public.endswith(("@", "embedding.weight", "positional_embedding")):
+    if public.endswith(AS_STORED):
         return array
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
@@ -97,12 +98,9 @@ def check(what: str, layout: Layout, wanted: Mapping[str, Any], tensors: Tensors
     used = {bare(p) for p in public.values()}
     missing = sorted(used - set(tensors))
     extra = sorted(key for key in tensors if key not in used and not re.fullmatch(layout.ignore, key))
-    shaped = [(bare(p), stored_shape(p, wanted[name].shape, tensors)) for name, p in public.items()]
-    misshapen = [
-        f"{key} is {tensors[key].shape} but should be {s}"
-        for key, s in shaped
-        if key in tensors and tensors[key].shape != s
-    ]
+    shaped = {bare(p): stored_shape(p, wanted[name].shape, tensors) for name, p in public.items() if bare(p) in tensors}
+    wrong = {key: shape for key, shape in shaped.items() if tensors[key].shape != shape}
+    misshapen = [f"{key} is {tensors[key].shape} but should be {shape}" for key, shape in wrong.items()]
     sides = [("missing", missing), ("unknown", extra), ("of another shape", misshapen)]
     told = [f"{len(names)} {side}: {_some(names)}" for side, names in sides if names]
     if told:

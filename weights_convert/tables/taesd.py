@@ -36,7 +36,7 @@ def _layout(title: str, config: TinyVAEConfig, infix: str, first: int) -> Layout
 
 
 def layouts(config: TinyVAEConfig) -> list[Layout]:
-    """The original's two files, under ``encoder.`` and ``decoder.``; and the folder's one, whose decoder starts at 0."""
+    """The original's two files, under ``encoder.`` and ``decoder.``; and the folder's, whose decoder starts at 0."""
     return [_layout("TAESD", config, "", 0), _layout("folder TAESD", config, "layers.", 1)]
 
 
