@@ -88,23 +88,50 @@ def choose(layouts: Iterable[Layout], names: Iterable[str], tensors: Tensors) ->
     return max(layouts, key=lambda layout: sum(bare(layout.public(name)) in tensors for name in names))
 
 
-def check(what: str, layout: Layout, wanted: Mapping[str, Any], tensors: Tensors, hint: str = "") -> None:
-    """Raises one ValueError, naming both sides, unless every tensor is used and every parameter is filled.
+@dataclass(frozen=True)
+class Part:
+    """One model of a checkpoint: what to build, and the public tensors to build it from.
 
-    ``wanted`` maps our names to anything with a ``shape``; ``what`` names the model and its file; ``hint`` says what
-    the file looks like instead.
+    ``what`` names the part and its file, for errors; ``hint`` says what the tensors look like.
     """
+
+    what: str
+    model: type
+    config: Any
+    tensors: Tensors
+    layouts: Sequence[Layout]
+    hint: str = ""
+
+    def layout(self) -> Layout:
+        """The spelling that the tensors are in."""
+        return choose(self.layouts, shapes(self.model, self.config), self.tensors)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Public names on either side of the bijection that has failed; ``misshapen`` entries are sentences."""
+
+    missing: list[str]
+    unknown: list[str]
+    misshapen: list[str]
+
+    def __str__(self) -> str:
+        sides = [("missing", self.missing), ("unknown", self.unknown), ("of another shape", self.misshapen)]
+        return "; ".join(f"{len(names)} {side}: {_some(names)}" for side, names in sides if names)
+
+
+def compare(part: Part) -> Comparison:
+    """Holds a part's tensors against its model's parameters, by name and shape. Nothing is read."""
+    layout, tensors, wanted = part.layout(), part.tensors, shapes(part.model, part.config)
     public = {name: layout.public(name) for name in wanted}
     used = {bare(p) for p in public.values()}
-    missing = sorted(used - set(tensors))
-    extra = sorted(key for key in tensors if key not in used and not re.fullmatch(layout.ignore, key))
     shaped = {bare(p): stored_shape(p, wanted[name].shape, tensors) for name, p in public.items() if bare(p) in tensors}
     wrong = {key: shape for key, shape in shaped.items() if tensors[key].shape != shape}
-    misshapen = [f"{key} is {tensors[key].shape} but should be {shape}" for key, shape in wrong.items()]
-    sides = [("missing", missing), ("unknown", extra), ("of another shape", misshapen)]
-    told = [f"{len(names)} {side}: {_some(names)}" for side, names in sides if names]
-    if told:
-        raise ValueError(f"{what} does not fit the {layout.title} layout: {'; '.join(told)}.{hint and ' ' + hint}")
+    return Comparison(
+        missing=sorted(used - set(tensors)),
+        unknown=sorted(key for key in tensors if key not in used and not re.fullmatch(layout.ignore, key)),
+        misshapen=[f"{key} is {tensors[key].shape} but should be {shape}" for key, shape in wrong.items()],
+    )
 
 
 def _some(names: Sequence[str]) -> str:
@@ -112,26 +139,25 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def convert(
-    what: str, model: type, config: Any, tensors: Tensors, layouts: Sequence[Layout], dtype: Any, hint: str = ""
-) -> Params:
-    """Our parameters of ``model(config)`` from a public checkpoint's tensors, cast to ``dtype``.
+def convert(part: Part, dtype: Any) -> Params:
+    """Our parameters from a part's public tensors, cast to ``dtype``; one tensor is in memory at a time besides them.
 
-    One tensor is in memory at a time besides the result. Raises ValueError as :func:`check` does; warns, with the
-    names, where weights are not finite.
+    Raises one ValueError, naming both sides, unless every tensor is used and every parameter is filled. Warns, with
+    the names, where weights are not finite.
     """
-    wanted = shapes(model, config)
-    layout = choose(layouts, wanted, tensors)
-    check(what, layout, wanted, tensors, hint)
+    layout, wanted, told = part.layout(), shapes(part.model, part.config), str(compare(part))
+    if told:
+        raise ValueError(f"{part.what} does not fit the {layout.title} layout: {told}.{part.hint and ' ' + part.hint}")
     params, broken = {}, []
     for name, spec in wanted.items():
         public = layout.public(name)
-        array = np.array(to_ours(public, tensors[bare(public)].read(), spec.shape), dtype=jnp.dtype(dtype), order="C")
+        view = to_ours(public, part.tensors[bare(public)].read(), spec.shape)
+        array = np.array(view, dtype=jnp.dtype(dtype), order="C")
         if not np.isfinite(array).all():
             broken.append(bare(public))
         params[name] = jnp.asarray(array)
     if broken:
-        warnings.warn(f"{what}: NaN or infinite weights in {_some(broken)}", stacklevel=2)
+        warnings.warn(f"{part.what}: NaN or infinite weights in {_some(broken)}", stacklevel=2)
     return params
 
 

@@ -24,6 +24,11 @@ class TinyVAEConfig:
     width: int = 64
     blocks: tuple[int, ...] = (1, 3, 3, 3)
 
+    @property
+    def factor(self) -> int:
+        """Pixels of the picture per latent pixel, a side."""
+        return 2 ** (len(self.blocks) - 1)
+
 
 class Block(nnx.Module):
     """relu(x + three convolutions of x)."""

@@ -57,4 +57,4 @@ def config_from_shapes(tensors: Tensors) -> TinyVAEConfig:
             latent_channels=tensors["decoder.1.weight"].shape[1], width=tensors["encoder.0.weight"].shape[0]
         )
     except KeyError as error:
-        raise ValueError(f"this is not a whole TAESD (encoder and decoder): tensor {error} is missing") from None
+        raise ValueError(f"one half of TAESD alone (no tensor {error}): give the folder that holds both") from None

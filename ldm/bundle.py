@@ -1,0 +1,181 @@
+"""The bundle: everything that turns text into pictures, as plain data, and the folder it is kept in.
+
+A bundle is immutable: frozen configurations (static under jit), flat dictionaries of arrays (arguments of jit), a
+tokenizer, and the size that the model was trained at. Our own folder holds it as
+
+    config.json   unet.safetensors   vae.safetensors   text.safetensors   tokenizer/
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ldm.models.autoencoder import VAE, VAEConfig
+from ldm.models.layers import Params, bind, shapes
+from ldm.models.taesd import TinyVAE, TinyVAEConfig
+from ldm.models.text import TextConfig, TextTower
+from ldm.models.unet import UNet, UNetConfig
+from ldm.schedule import NoiseSchedule
+from ldm.tokenizer import Tokenizer
+
+FORMAT, VERSION = "ldm bundle", 1
+PARTS = ("unet", "vae", "text")
+MODELS = {UNetConfig: UNet, VAEConfig: VAE, TinyVAEConfig: TinyVAE, TextConfig: TextTower}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Configs:
+    """The numbers of every part; None for a part that a checkpoint does not hold."""
+
+    unet: UNetConfig | None = None
+    vae: VAEConfig | TinyVAEConfig | None = None
+    text: TextConfig | None = None
+    schedule: NoiseSchedule = NoiseSchedule()  # noqa: RUF009
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A whole model, or the parts of one that a checkpoint holds. ``size``: (width, height) in pixels."""
+
+    configs: Configs
+    params: Mapping[str, Params]
+    tokenizer: Tokenizer | None = None
+    size: tuple[int, int] = (512, 512)
+
+    def require(self, *parts: str) -> None:
+        """Raises ValueError naming what is missing of ``parts`` (of "unet", "vae", "text")."""
+        missing = [part for part in parts if part not in self.params]
+        if missing:
+            raise ValueError(
+                f"this checkpoint holds {', '.join(self.params) or 'nothing'}, but {', '.join(missing)} is needed too"
+            )
+
+
+def module(configs: Configs, params: Mapping[str, Params], part: str) -> nnx.Module:
+    """The Flax module of one part, with its arrays in it. Call it inside jit."""
+    config = getattr(configs, part)
+    return bind(MODELS[type(config)], config, params[part])
+
+
+def as_dtype(name: Any) -> np.dtype:
+    """The dtype called ``name``, one of float32, bfloat16, float16; ValueError otherwise."""
+    if str(name) not in DTYPES and getattr(name, "__name__", None) not in DTYPES:
+        raise ValueError(f"dtype {name!r} is none of {', '.join(DTYPES)}")
+    return jnp.dtype(name)
+
+
+def into_place(path: Path, write: Any) -> None:
+    """Calls ``write(temporary folder)``, then renames that folder to ``path``: all of it appears, or nothing.
+
+    Raises ValueError if ``path`` is a file, or a folder that is not empty.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path}: already exists and is not an empty folder; choose another place")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        write(temporary)
+        temporary.chmod(0o755)
+        if path.exists():
+            path.rmdir()
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save(bundle: Bundle, folder: str | Path) -> None:
+    """Writes the bundle to ``folder``, which must not exist or be empty. Dtypes are kept. Raises ValueError."""
+    parts = {part: getattr(bundle.configs, part) for part in PARTS if part in bundle.params}
+    config = {"format": FORMAT, "version": VERSION, "size": list(bundle.size)}
+    config["schedule"] = asdict(bundle.configs.schedule)
+    config["parts"] = {part: {"kind": type(c).__name__, **asdict(c)} for part, c in parts.items()}
+
+    def write(to: Path) -> None:
+        for part in parts:
+            save_file({name: np.asarray(a) for name, a in bundle.params[part].items()}, to / f"{part}.safetensors")
+        if bundle.tokenizer is not None:
+            bundle.tokenizer.save(to / "tokenizer")
+        (to / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+    into_place(Path(folder), write)
+
+
+def load(folder: str | Path, dtype: Any = None) -> Bundle:
+    """Reads a folder that :func:`save` wrote; ``dtype`` casts (None: as stored). Raises ValueError."""
+    folder = Path(folder)
+    config = read_config(folder)
+    kinds = {kind.__name__: kind for kind in MODELS}
+    try:
+        parts = {part: rebuilt(kinds[c["kind"]], c) for part, c in config["parts"].items() if part in PARTS}
+        configs, size = Configs(**parts, schedule=rebuilt(NoiseSchedule, config["schedule"])), tuple(config["size"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'}: not a configuration that this version understands ({error})"
+        ) from None
+    params = {part: _load_part(folder / f"{part}.safetensors", c, dtype) for part, c in parts.items()}
+    tokenizer = Tokenizer.from_folder(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
+    return Bundle(configs, params, tokenizer, size)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether ``folder`` looks like one that :func:`save` wrote."""
+    try:
+        return json.loads((folder / "config.json").read_text()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def read_config(folder: Path) -> dict:
+    """``config.json`` of our own folder; ValueError if it is missing, broken or somebody else's."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except OSError:
+        raise ValueError(
+            f"{folder}: no folder of ours (no config.json); public checkpoints load by weights_convert.load"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: broken JSON ({error})") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f"{path}: not of our own format; public checkpoints load by weights_convert.load")
+    if config.get("version") != VERSION:
+        raise ValueError(f"{path}: version {config.get('version')!r}, but this program reads version {VERSION}")
+    return config
+
+
+def rebuilt(kind: type, data: Mapping[str, Any]) -> Any:
+    """A frozen configuration from its JSON form: lists become tuples, unknown names are refused by ``kind``."""
+    known = {f.name for f in fields(kind)} | {"kind"}
+    if set(data) - known:
+        raise TypeError(f"{kind.__name__} has no {', '.join(sorted(set(data) - known))}")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "kind"})
+
+
+def _load_part(path: Path, config: Any, dtype: Any) -> Params:
+    wanted = shapes(MODELS[type(config)], config)
+    dtype = None if dtype is None else as_dtype(dtype)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            stored = set(file.keys())
+            if stored != set(wanted):
+                odd = sorted(stored ^ set(wanted))
+                raise ValueError(f"{path}: {len(odd)} tensors do not fit its config.json, such as {odd[0]}")
+            params = {name: jnp.asarray(file.get_tensor(name), dtype) for name in wanted}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    for name, spec in wanted.items():
+        if params[name].shape != spec.shape:
+            raise ValueError(f"{path}: {name} is {params[name].shape}, but its config.json means {spec.shape}")
+    return params

@@ -1,0 +1,178 @@
+"""The command line: ``ldm generate | inspect | convert``. Thin: every command is one call of a public function.
+
+Exit status 0 where all went well, 2 with one sentence on standard error for a user's mistake.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import weights_convert
+from ldm.bundle import DTYPES
+from ldm.generate import decode, generate
+from ldm.samplers import SAMPLERS
+from ldm.schedule import PREDICTIONS, SPACINGS
+from weights_convert.inspection import inspect
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """ "WxH" -> (width, height)."""
+    try:
+        width, height = text.lower().split("x")
+        return int(width), int(height)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as WIDTHxHEIGHT, such as 512x512") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = argparse.ArgumentParser(prog="ldm", description="Latent diffusion from scratch in JAX.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    make = commands.add_parser("generate", help="draw pictures from a text")
+    make.add_argument("prompt")
+    make.add_argument("--model", required=True, metavar="SRC", help="folder, file or hub id")
+    _source_options(make)
+    _generate_options(make)
+    look = commands.add_parser("inspect", help="say what a checkpoint is")
+    look.add_argument("source", metavar="SRC")
+    _source_options(look)
+    convert = commands.add_parser("convert", help="read a public checkpoint, write this project's own folder")
+    convert.add_argument("source", metavar="SRC")
+    convert.add_argument("destination", type=Path, metavar="DST")
+    _source_options(convert)
+    for command in (make, convert):
+        command.add_argument("--dtype", default="float32", choices=DTYPES)
+        command.add_argument("--vae", metavar="SRC", help="another autoencoder, or TAESD for quick previews")
+    return top
+
+
+def _generate_options(make: argparse.ArgumentParser) -> None:
+    make.add_argument("--negative", default="", metavar="TEXT", help="what to steer away from")
+    make.add_argument("--steps", type=int, default=20, metavar="N")
+    make.add_argument("--guidance", type=float, default=7.5, metavar="S", help="1: off; the papers' w is S - 1")
+    make.add_argument("--sampler", default="ddim", metavar="NAME", help=", ".join(SAMPLERS))
+    make.add_argument("--spacing", default="leading", metavar="NAME", help=", ".join(SPACINGS))
+    make.add_argument("--eta", type=float, help="share of fresh noise, for ddim and euler_a")
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--count", type=int, default=1, metavar="N", help="pictures; picture i has seed and index i")
+    make.add_argument("--size", type=size_of, metavar="WxH", help="pixels, multiples of 8 (default: the model's own)")
+    make.add_argument("--clip-skip", type=int, default=0, metavar="K", help="text layers left out (0 none)")
+    make.add_argument("--latents", type=Path, metavar="IN.npy", help="starting noise [N,H/8,W/8,4]")
+    make.add_argument("--save-latents", type=Path, metavar="OUT.npy", help="the latents before decoding")
+    make.add_argument("--out", type=Path, default=Path("out.png"), help="a PNG; several pictures get -0, -1, …")
+
+
+def _source_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", metavar="DIR", help="for a single file: a hub folder with its configurations")
+    command.add_argument("--prediction", choices=PREDICTIONS, help="for a single file that does not say")
+    command.add_argument("--ema", action="store_true", help="for a single file: the averaged U-Net")
+    command.add_argument("--variant", help="for a folder: fp16, non_ema, …")
+
+
+def _options(args: argparse.Namespace) -> dict:
+    return {"config": args.config, "prediction": args.prediction, "ema": args.ema, "variant": args.variant}
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    """``ldm generate``."""
+    if args.count < 1:
+        raise ValueError(f"--count must be at least 1, got {args.count}")
+    for path in (args.out, args.save_latents):
+        check_writable(path)
+    latents = None if args.latents is None else read_array(args.latents)
+    bundle = weights_convert.load(args.model, args.dtype, vae=args.vae, **_options(args))
+    names = ("negative", "steps", "guidance", "sampler", "spacing", "seed", "size", "clip_skip", "eta")
+    settings = {name: getattr(args, name) for name in names}
+    prompts = [args.prompt] * args.count
+    if args.save_latents is None:
+        pictures = generate(bundle, prompts, latents=latents, **settings)
+    else:
+        final = generate(bundle, prompts, latents=latents, output="latents", **settings)
+        write_whole(args.save_latents, lambda file: np.save(file, final))
+        pictures = decode(bundle, final)
+    sources = {
+        name: str(getattr(args, name)) for name in ("model", "vae", "latents") if getattr(args, name) is not None
+    }
+    record = {"prompt": args.prompt, **sources, "dtype": args.dtype, **settings}
+    paths = [args.out] if args.count == 1 else [args.out.with_stem(f"{args.out.stem}-{i}") for i in range(args.count)]
+    for index, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
+        write_png(path, picture, record | {"index": index, "size": [picture.shape[1], picture.shape[0]]})
+        print(path)
+
+
+def check_writable(path: Path | None) -> None:
+    """Raises ValueError before any work is done if the folder of ``path`` is missing or cannot be written to."""
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise ValueError(f"{path}: cannot be written (is it a folder, or is its folder missing or read-only?)")
+
+
+def read_array(path: Path) -> np.ndarray:
+    """An array of numbers from a ``.npy`` file; never pickled objects. Raises ValueError."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: no readable .npy file of numbers ({error})") from None
+
+
+def write_whole(path: Path, write) -> None:
+    """Calls ``write(binary file)`` on a temporary file, then renames it to ``path``: never half a file."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_png(path: Path, picture: np.ndarray, settings: dict) -> None:
+    """Writes [H, W, 3] uint8 as a PNG whose text chunk ``ldm`` holds the settings as JSON."""
+    info = PngInfo()
+    info.add_itxt("ldm", json.dumps(settings, ensure_ascii=False))
+    write_whole(path, lambda file: Image.fromarray(picture).save(file, format="PNG", pnginfo=info))
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    """``ldm inspect``."""
+    print(inspect(args.source, **_options(args)))
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """``ldm convert``."""
+    bundle = weights_convert.load(args.source, args.dtype, vae=args.vae, **_options(args))
+    weights_convert.save(bundle, args.destination)
+    print(args.destination)
+
+
+COMMANDS = {"generate": run_generate, "inspect": run_inspect, "convert": run_convert}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    args = parser().parse_args(argv)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        COMMANDS[args.command](args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except jax.errors.JaxRuntimeError as error:  # no memory left, most often
+        print(f"error: the accelerator gave up: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

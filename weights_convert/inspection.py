@@ -1,0 +1,57 @@
+"""What a checkpoint is, in a few lines for people: ``ldm inspect``. No weight is read, only names and shapes."""
+
+from collections import Counter
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import ldm.bundle
+from ldm.bundle import MODELS, Bundle
+from ldm.models.layers import shapes
+from weights_convert.engine import Part, compare
+from weights_convert.load import find, located
+
+
+def inspect(source: str | Path, **options: Any) -> str:
+    """A report on a checkpoint: family, parts, parameters, dtypes, prediction type, what is missing or unknown.
+
+    ``options`` are those of ``weights_convert.load.find``. Raises ValueError where the source cannot be read at all.
+    """
+    path = located(source)
+    if path.is_dir() and ldm.bundle.is_bundle(path):
+        bundle = ldm.bundle.load(path)
+        lines = [f"{path}: a folder of this project's own layout"]
+        for name, params in bundle.params.items():
+            dtypes = Counter(str(a.dtype) for a in params.values())
+            lines.append(_line(name, getattr(bundle.configs, name), _dtypes(dtypes)))
+        return "\n".join([*lines, *_tail(bundle, "its config.json")])
+    found = find(path, **options)
+    lines = [f"{path}: {found.family}"]
+    for name, part in found.parts.items():
+        lines.append(_line(name, part.config, _dtypes(Counter(str(t.dtype) for t in part.tensors.values()))))
+        lines.append(f"          {part.layout().title} names; {_fit(part)}")
+    return "\n".join([*lines, *_tail(found.bundle, found.prediction_from)])
+
+
+def _line(name: str, config: Any, dtypes: str) -> str:
+    specs = shapes(MODELS[type(config)], config).values()
+    return f"  {name:<7} {sum(prod(s.shape) for s in specs):>13,} parameters in {len(specs)} arrays, stored as {dtypes}"
+
+
+def _dtypes(counts: Counter) -> str:
+    return ", ".join(f"{dtype} ({count})" if len(counts) > 1 else dtype for dtype, count in counts.most_common())
+
+
+def _fit(part: Part) -> str:
+    told = str(compare(part))
+    return told or "every tensor used, every parameter filled"
+
+
+def _tail(bundle: Bundle, prediction_from: str) -> list[str]:
+    if bundle.configs.unet is None:
+        return []
+    unet, schedule = bundle.configs.unet, bundle.configs.schedule
+    return [
+        f"  predicts {schedule.prediction} ({prediction_from})",
+        f"  {unet.in_channels} input channels, context {unet.context_dim}, {bundle.size[0]}x{bundle.size[1]} pixels",
+    ]
