@@ -25,7 +25,6 @@ def fetch(hub_id: str, revision: str | None = None) -> Path:
     CheckpointError for a repository that does not exist, is gated, or is neither reachable nor in the cache.
     """
     import huggingface_hub  # here: most readers of files never need it
-    from httpx import HTTPError
     from huggingface_hub import errors
 
     where = f"{hub_id} at {revision}" if revision else hub_id
@@ -40,7 +39,7 @@ def fetch(hub_id: str, revision: str | None = None) -> Path:
         raise CheckpointError(f"{where}: the hub has this repository but not this revision") from None
     except errors.RepositoryNotFoundError:
         raise CheckpointError(f"{where} is not on the hub, or is private: check the id, or `hf auth login`") from None
-    except (OSError, HTTPError) as error:
+    except Exception as error:  # offline, or a failure of whichever network library the hub client is built on
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, local_files_only=True))
