@@ -1,0 +1,190 @@
+"""Text to picture: one compilation for every run-time knob, and what each knob means."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import ldm
+from ldm.bundle import Bundle, Configs
+from ldm.models.layers import init
+from ldm.models.taesd import TinyVAE, TinyVAEConfig
+
+SIZE = (64, 48)
+
+
+def draw(bundle: Bundle, prompts="a cube", **options):
+    """Two quick steps at a small size."""
+    return ldm.generate(bundle, prompts, **({"steps": 2, "size": SIZE, "progress": False} | options))
+
+
+def latents(bundle: Bundle, prompts="a cube", **options):
+    """The same, before decoding."""
+    return draw(bundle, prompts, output="latents", **options)
+
+
+def unit_noise(count=1, seed=0):
+    """Starting noise of the right shape."""
+    return np.random.default_rng(seed).standard_normal((count, 6, 8, 4)).astype(np.float32)
+
+
+class CountCompilations:
+    """Counts the programs that JAX compiles while it is armed."""
+
+    def __init__(self):
+        self.count, self.armed = 0, False
+        jax.monitoring.register_event_duration_secs_listener(self)
+
+    def __call__(self, event, duration, **_):
+        self.count += self.armed and event == "/jax/core/compile/backend_compile_duration"
+
+
+SWEEP = [
+    {"prompts": "something else, much longer than it was before"},
+    {"negative": "blurry"},
+    {"seed": 4_000_000_000},
+    {"guidance": 1.0},
+    {"guidance": 0.0},
+    {"steps": 1},
+    {"steps": 7},
+    {"eta": 0.7},
+    {"clip_skip": 1},
+    {"spacing": "karras"},
+    {"spacing": "trailing"},
+    {"spacing": "uniform"},
+    {"latents": unit_noise()},
+]
+
+
+def test_one_compilation_for_every_run_time_knob(tiny):
+    counter = CountCompilations()
+    base = draw(tiny)
+    counter.armed = True
+    pictures = [draw(tiny, **({"prompts": "a cube"} | knob)) for knob in SWEEP]
+    assert counter.count == 0
+    for knob, picture in zip(SWEEP, pictures, strict=True):
+        assert not np.array_equal(picture, base), f"{knob} changes nothing"
+    draw(tiny, size=(64, 64))
+    assert counter.count >= 1, "the counter counts nothing"
+    counter.armed = False
+
+
+def test_shapes_and_dtypes(tiny):
+    picture, z = draw(tiny, ["a", "b"]), latents(tiny, ["a", "b"])
+    assert (picture.shape, picture.dtype) == ((2, 48, 64, 3), np.uint8)
+    assert (z.shape, z.dtype) == ((2, 6, 8, 4), np.float32)
+    assert picture.std() > 5
+
+
+def test_decoding_the_latents_gives_the_picture(tiny):
+    difference = ldm.decode(tiny, latents(tiny)).astype(int) - draw(tiny).astype(int)
+    assert np.abs(difference).max() <= 1
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch(tiny):
+    together = latents(tiny, ["a", "b"], sampler="euler_a", steps=3)
+    alone = latents(tiny, ["a"], sampler="euler_a", steps=3)
+    np.testing.assert_allclose(together[0], alone[0], rtol=1e-3, atol=1e-4)
+    assert not np.allclose(together[1], together[0], atol=0.1)
+
+
+def test_the_same_seed_gives_the_same_picture(tiny):
+    assert np.array_equal(draw(tiny, seed=3), draw(tiny, seed=3))
+
+
+def test_given_noise_stands_in_for_the_seed(tiny):
+    given = latents(tiny, latents=unit_noise())
+    assert np.array_equal(given, latents(tiny, latents=unit_noise(), seed=99))
+    assert np.array_equal(given, latents(tiny, latents=unit_noise(), size=None))
+
+
+def test_guidance_one_ignores_the_negative_prompt(tiny):
+    assert np.array_equal(latents(tiny, guidance=1.0, negative="x"), latents(tiny, guidance=1.0, negative="y"))
+
+
+def test_guidance_zero_ignores_the_prompt(tiny):
+    assert np.array_equal(latents(tiny, "x", guidance=0.0), latents(tiny, "y", guidance=0.0))
+
+
+def test_a_negative_prompt_equal_to_the_prompt_is_no_guidance(tiny):
+    a, b = (latents(tiny, "x", negative="x", guidance=g) for g in (1.0, 9.0))
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_negative_prompts_one_for_all_or_one_each(tiny):
+    both = latents(tiny, ["a", "b"], negative="n")
+    assert np.array_equal(both, latents(tiny, ["a", "b"], negative=["n", "n"]))
+    with pytest.raises(ValueError, match="3 negative prompts for 2 prompts"):
+        latents(tiny, ["a", "b"], negative=["n"] * 3)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m"])
+def test_every_sampler_runs(tiny, sampler):
+    z = latents(tiny, sampler=sampler, steps=3)
+    assert np.isfinite(z).all()
+    assert z.std() > 0.05
+
+
+def test_a_long_prompt_is_cut_with_a_warning(tiny):
+    with pytest.warns(UserWarning, match="cut"):
+        draw(tiny, "word " * 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "ddmi"}, "did you mean 'ddim'"),
+        ({"spacing": "karas"}, "did you mean 'karras'"),
+        ({"size": (60, 64)}, "size 60x64 is not a multiple of 8 both ways; try 64x64"),
+        ({"size": (0, 64)}, "size 0x64"),
+        ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
+        ({"steps": 1001}, "steps must be between 1 and 1000, got 1001"),
+        ({"clip_skip": 2}, "clip_skip must be between 0 and 1, got 2"),
+        ({"seed": -1}, "seed must be between 0 and 4294967295, got -1"),
+        ({"eta": 2.0}, "eta must be between 0 and 1"),
+        ({"sampler": "euler", "eta": 0.5}, "'euler' has no eta"),
+        ({"output": "jpeg"}, "unknown output 'jpeg'"),
+        ({"prompts": []}, "no prompt"),
+        ({"latents": np.zeros((1, 6, 8, 3))}, r"latents has shape \(1, 6, 8, 3\), but \(1, 6, 8, 4\)"),
+        ({"concat": np.zeros((1, 6, 8, 5))}, "concat has shape"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(tiny, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        draw(tiny, **({"prompts": "a"} | options))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_more_channels_wants_them(tiny):
+    config = dataclasses.replace(tiny.configs.unet, in_channels=9)
+    wide = {**tiny.params["unet"], "encoder.conv_in.kernel": np.ones((3, 3, 9, 32), np.float32) / 81}
+    inpainting = dataclasses.replace(
+        tiny, configs=dataclasses.replace(tiny.configs, unet=config), params={**tiny.params, "unet": wide}
+    )
+    with pytest.raises(ValueError, match="takes 5 channels beside the latent"):
+        latents(inpainting)
+    first = latents(inpainting, concat=np.zeros((1, 6, 8, 5)))
+    assert not np.array_equal(first, latents(inpainting, concat=np.ones((1, 6, 8, 5))))
+
+
+def test_a_part_alone_draws_nothing(tiny):
+    vae_only = Bundle(Configs(vae=tiny.configs.vae), {"vae": tiny.params["vae"]})
+    with pytest.raises(ValueError, match="holds vae, but unet, text is needed too"):
+        draw(vae_only)
+
+
+def test_taesd_stands_in_for_the_autoencoder(tiny):
+    config = TinyVAEConfig(width=8)
+    configs = dataclasses.replace(tiny.configs, vae=config)
+    preview = dataclasses.replace(tiny, configs=configs, params={**tiny.params, "vae": init(TinyVAE, config, 0)})
+    assert draw(preview).shape == (1, 48, 64, 3)
+    assert np.array_equal(latents(preview), latents(tiny))
+
+
+def test_half_precision_weights_draw_nearly_the_same(tiny):
+    half = dataclasses.replace(
+        tiny, params={part: {k: a.astype("bfloat16") for k, a in p.items()} for part, p in tiny.params.items()}
+    )
+    a, b = latents(half, guidance=1.0), latents(tiny, guidance=1.0)
+    assert np.linalg.norm(a - b) / np.linalg.norm(b) < 0.1

@@ -1,0 +1,320 @@
+"""Loading: every public layout gives the same bundle, and what is wrong is said in one sentence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import ldm
+import weights_convert
+from ldm.models.layers import shapes
+from ldm.models.text import TextTower
+from weights_convert.engine import bare, to_public
+from weights_convert.families import TEXT_FOLDER, UNET, VAE
+from weights_convert.inspection import inspect
+from weights_convert.tables import autoencoder, text, unet
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+BUFFERS = {"betas": np.ones(3, np.float32), "model_ema.decay": np.ones((), np.float32)}
+
+
+def single_file(bundle, path, change=None, metadata=None):
+    """Writes the bundle as a Stable Diffusion 1.x single file, after ``change`` to its tensors."""
+    c, tensors = bundle.configs, dict(BUFFERS)
+    layouts = [
+        (UNET, "unet", unet.single_file(c.unet)),
+        (VAE, "vae", autoencoder.single_file(c.vae)),
+        (TEXT_FOLDER + "text_model.", "text", text.folder(c.text)),
+    ]
+    for prefix, part, layout in layouts:
+        for name, array in bundle.params[part].items():
+            key = layout.public(name)
+            public = np.ascontiguousarray(to_public(key, np.asarray(array)))
+            in_conv = key.endswith(("proj_in.weight", "proj_out.weight")) and public.ndim == 2
+            tensors[prefix + key] = public[..., None, None] if in_conv else public
+    tensors[f"{TEXT_FOLDER}text_model.embeddings.position_ids"] = np.arange(77)[None]
+    if change:
+        change(tensors)
+    save_file(tensors, path, metadata)
+    return path
+
+
+def same(a, b, parts=("unet", "vae", "text")):
+    """Whether two bundles hold the same numbers, bit for bit."""
+    return all(
+        a.params[p].keys() == b.params[p].keys()
+        and all(np.array_equal(a.params[p][k], b.params[p][k]) for k in b.params[p])
+        for p in parts
+    )
+
+
+def copy(folder, tmp_path):
+    """A copy of the public folder to break."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def refused(source, *phrases, **options):
+    """Asserts that loading fails with one sentence that has all ``phrases``."""
+    with pytest.raises(ValueError) as caught:
+        weights_convert.load(source, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for phrase in phrases:
+        assert phrase in message, message
+
+
+def test_a_public_folder_comes_back_as_it_was_written(tiny, tiny_folder):
+    bundle = weights_convert.load(tiny_folder)
+    assert bundle.configs == tiny.configs
+    assert bundle.size == tiny.size
+    assert same(bundle, tiny)
+
+
+def test_a_single_file_is_the_same_model(tiny, tiny_folder, tmp_path):
+    path = single_file(tiny, tmp_path / "model.safetensors")
+    bundle = weights_convert.load(path, config=tiny_folder)
+    assert bundle.configs == tiny.configs
+    assert same(bundle, tiny)
+    guessed = weights_convert.load(path)  # from its shapes: all but the head counts and the size
+    assert same(guessed, tiny)
+    assert guessed.configs.unet.heads == (8, 8, 8, 8)
+    assert guessed.size == (512, 512)
+
+
+def test_the_extension_does_not_matter(tiny, tmp_path):
+    path = single_file(tiny, tmp_path / "model.ckpt")
+    assert same(weights_convert.load(path), tiny)
+
+
+def test_averaged_weights_on_request(tiny, tmp_path):
+    def add_ema(tensors):
+        for key in [k for k in tensors if k.startswith(UNET)]:
+            tensors["model_ema." + key.removeprefix("model.").replace(".", "")] = tensors[key] + 1
+
+    path = single_file(tiny, tmp_path / "ema.safetensors", add_ema)
+    assert same(weights_convert.load(path), tiny)
+    averaged = weights_convert.load(path, ema=True)
+    np.testing.assert_allclose(
+        averaged.params["unet"]["conv_out.bias"], np.asarray(tiny.params["unet"]["conv_out.bias"]) + 1, rtol=1e-6
+    )
+    assert same(averaged, tiny, ("vae", "text"))
+    plain = single_file(tiny, tmp_path / "plain.safetensors")
+    refused(plain, "has no averaged (EMA) weights", ema=True)
+
+    def add_one(tensors):
+        add_ema(tensors)
+        del tensors["model_ema.diffusion_modeloutputblocks00in_layers0weight".replace("outputblocks", "output_blocks")]
+
+    refused(single_file(tiny, tmp_path / "part.safetensors", add_one), "only a part of the averaged", ema=True)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "change", "prediction"),
+    [
+        (None, None, "epsilon"),
+        ({"modelspec.prediction_type": "v"}, None, "v_prediction"),
+        ({"modelspec.prediction_type": "epsilon"}, None, "epsilon"),
+        (None, {"v_pred": np.zeros(0, np.float32)}, "v_prediction"),
+    ],
+)
+def test_prediction_type_of_a_single_file(tiny, tmp_path, metadata, change, prediction):
+    path = single_file(tiny, tmp_path / "m.safetensors", lambda t: t.update(change or {}), metadata)
+    bundle = weights_convert.load(path)
+    assert bundle.configs.schedule.prediction == prediction
+    assert bundle.size == ((768, 768) if prediction == "v_prediction" else (512, 512))
+    assert weights_convert.load(path, prediction="sample").configs.schedule.prediction == "sample"
+
+
+def test_our_own_folder_round_trip(tiny, tmp_path):
+    weights_convert.save(tiny, tmp_path / "own")
+    for load in (ldm.load, weights_convert.load):
+        bundle = load(tmp_path / "own")
+        assert bundle.configs == tiny.configs
+        assert bundle.size == tiny.size
+        assert same(bundle, tiny)
+    prompt = ["a cube, über-nice"]
+    assert np.array_equal(bundle.tokenizer(prompt, 77), tiny.tokenizer(prompt, 77))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["own"]
+    with pytest.raises(ValueError, match="already exists"):
+        ldm.save(tiny, tmp_path / "own")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_dtypes_are_cast_once_and_kept(tiny_folder, tmp_path, dtype):
+    bundle = weights_convert.load(tiny_folder, dtype)
+    assert {str(a.dtype) for part in bundle.params.values() for a in part.values()} == {dtype}
+    ldm.save(bundle, tmp_path / "half")
+    assert same(ldm.load(tmp_path / "half"), bundle)
+    assert {str(a.dtype) for a in ldm.load(tmp_path / "half", "float32").params["vae"].values()} == {"float32"}
+
+
+def test_one_part_alone_and_in_place_of_another(tiny, tiny_folder):
+    vae = weights_convert.load(tiny_folder / "vae")
+    assert set(vae.params) == {"vae"}
+    assert vae.configs.vae == tiny.configs.vae
+    assert set(weights_convert.load(tiny_folder / "text_encoder").params) == {"text"}
+    assert set(weights_convert.load(tiny_folder / "unet").params) == {"unet"}
+    assert same(weights_convert.load(tiny_folder, vae=tiny_folder / "vae"), tiny)
+    refused(tiny_folder, "holds unet, but vae is needed too", vae=tiny_folder / "unet")
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
+def test_an_autoencoder_file_alone(tiny, tmp_path, prefix):
+    layout = autoencoder.single_file(tiny.configs.vae)
+    named = {
+        layout.public(n): np.ascontiguousarray(to_public(layout.public(n), np.asarray(a)))
+        for n, a in tiny.params["vae"].items()
+    }
+    save_file({prefix + key: array for key, array in named.items()}, tmp_path / "vae.pt")
+    bundle = weights_convert.load(tmp_path / "vae.pt")
+    assert same(bundle, tiny, ("vae",))
+
+
+def test_a_text_tower_file_alone(tiny, tmp_path):
+    layout = text.openclip(tiny.configs.text)
+    tensors = {}
+    for name in shapes(TextTower, tiny.configs.text):
+        key, array = layout.public(name), np.asarray(tiny.params["text"][name])
+        parts = tensors.setdefault(bare(key), [])
+        parts.append(np.ascontiguousarray(to_public(bare(key), array)))
+    whole = {key: parts[0] if len(parts) == 1 else None for key, parts in tensors.items()}
+    for key in [k for k, v in whole.items() if v is None]:
+        layer, kind = key.split(".")[2], "kernel" if key.endswith("weight") else "bias"
+        arrays = [np.asarray(tiny.params["text"][f"layers.{layer}.attn.{x}.{kind}"]).T for x in "qkv"]
+        whole[key] = np.ascontiguousarray(np.concatenate(arrays))
+    save_file(whole, tmp_path / "clip.safetensors")
+    bundle = weights_convert.load(tmp_path / "clip.safetensors")
+    assert same(bundle, tiny, ("text",))
+    assert bundle.configs.text.activation == "gelu"
+
+
+def test_wrapped_names_are_unwrapped(tiny, tmp_path):
+    def wrap(tensors):
+        for key in list(tensors):
+            tensors[f"module.{key}"] = tensors.pop(key)
+
+    assert same(weights_convert.load(single_file(tiny, tmp_path / "m.safetensors", wrap)), tiny)
+
+
+def test_tensors_that_belong_nowhere_are_named(tiny, tmp_path):
+    path = single_file(tiny, tmp_path / "m.safetensors", lambda t: t.update({"surprise.weight": np.ones(2)}))
+    refused(path, "1 tensors belong to no part", "surprise.weight")
+
+
+def test_missing_and_misshapen_tensors_are_named(tiny, tmp_path):
+    def change(tensors):
+        del tensors[f"{UNET}out.2.bias"]
+        tensors[f"{UNET}time_embed.0.weight"] = np.ones((5, 5), np.float32)
+
+    path = single_file(tiny, tmp_path / "m.safetensors", change)
+    refused(path, "the U-Net", "missing: out.2.bias", "time_embed.0.weight is (5, 5) but should be (128, 32)")
+
+
+def test_a_configuration_that_contradicts_the_weights_says_what_they_look_like(tiny_folder, tmp_path):
+    folder = copy(tiny_folder, tmp_path)
+    data = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps(data | {"cross_attention_dim": 1024}))
+    refused(folder, "attn2.to_k.weight is (64, 64) but should be (64, 1024)", "It looks like", "context 64")
+
+
+@pytest.mark.parametrize(
+    ("key", "phrase"),
+    [
+        ("conditioner.embedders.0.transformer.x", "this is an SDXL checkpoint"),
+        ("lora_unet_x.lora_up.weight", "this is a LoRA"),
+        ("control_model.x.weight", "this is a ControlNet"),
+        ("whatever", "nothing this program knows"),
+    ],
+)
+def test_files_of_other_kinds_are_called_by_their_name(tmp_path, key, phrase):
+    save_file({key: np.ones(2, np.float32)}, tmp_path / "x.safetensors")
+    refused(tmp_path / "x.safetensors", phrase, "Stable Diffusion 1.x or 2.x model")
+
+
+BREAK = {
+    "no unet folder": (lambda f: shutil.rmtree(f / "unet"), "unet missing"),
+    "no weights": (lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(), "diffusion_pytorch_model"),
+    "empty weights": (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").write_bytes(b""), "empty"),
+    "no scheduler file": (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "scheduler_config.json: missing"),
+    "broken json": (lambda f: (f / "unet/config.json").write_text("{"), "broken JSON"),
+    "json of another kind": (lambda f: (f / "vae/config.json").write_text("[]"), "holds a list"),
+    "no vocabulary": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer missing"),
+    "another pipeline": (
+        lambda f: (f / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}'),
+        "holds a StableDiffusionXLPipeline",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAK)
+def test_broken_folders_fail_in_one_sentence(tiny_folder, tmp_path, name):
+    change, phrase = BREAK[name]
+    folder = copy(tiny_folder, tmp_path)
+    change(folder)
+    refused(folder, phrase)
+
+
+def test_sources_that_are_not_there(tmp_path, monkeypatch):
+    refused(tmp_path / "nothing.safetensors", "no such file or folder")
+    refused("nothing-at-all", "no such file or folder")
+    refused(tmp_path, "no checkpoint folder")
+    refused(tmp_path, "dtype 'int8' is none of", dtype="int8")
+
+
+def test_own_folder_that_is_broken(tiny, tmp_path):
+    ldm.save(tiny, tmp_path / "own")
+    path = tmp_path / "own/vae.safetensors"
+    arrays = load_file(path)
+    save_file({k: a for k, a in arrays.items() if k != "quant.bias"}, path)
+    with pytest.raises(ValueError, match=r"do not fit its config\.json, such as quant\.bias"):
+        ldm.load(tmp_path / "own")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"vae\.safetensors: cannot be read"):
+        ldm.load(tmp_path / "own")
+    (tmp_path / "own/config.json").write_text('{"format": "ldm bundle", "version": 2}')
+    with pytest.raises(ValueError, match="version 2, but this program reads version 1"):
+        ldm.load(tmp_path / "own")
+    with pytest.raises(ValueError, match="no folder of ours"):
+        ldm.load(tmp_path)
+
+
+def test_inspection_of_every_kind_of_source(tiny, tiny_folder, tmp_path):
+    report = inspect(tiny_folder)
+    assert "folder U-Net names; every tensor used, every parameter filled" in report
+    assert "predicts epsilon" in report
+    assert "256x256 pixels" in report
+    path = single_file(tiny, tmp_path / "m.safetensors", lambda t: t.pop(f"{UNET}out.2.bias"))
+    report = inspect(path)
+    assert "1 missing: out.2.bias" in report
+    assert "single-file U-Net names" in report
+    ldm.save(tiny, tmp_path / "own")
+    assert "this project's own layout" in inspect(tmp_path / "own")
+
+
+@pytest.mark.parametrize("name", ["sd-v1-4", "sd-v2-1", "sd-v2-1/v2-1_768-ema-pruned.ckpt", "sd-v1-4/vae"])
+def test_real_folders_of_lfs_pointers_say_what_they_are(name):
+    if not SHARED.exists():
+        pytest.skip("the real layouts (../shared/data) are not here")
+    refused(SHARED / "layouts" / name, "git", "LFS")
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase"),
+    [("lora/pytorch_lora_weights.safetensors", "a LoRA"), ("textual_inversion/birb-style.bin", "a textual inversion")],
+)
+def test_real_files_of_other_kinds(name, phrase):
+    if not SHARED.exists():
+        pytest.skip("the real files (../shared/data) are not here")
+    refused(SHARED / name, phrase)
+
+
+def test_real_taesd_loads():
+    if not SHARED.exists():
+        pytest.skip("the real TAESD (../shared/data) is not here")
+    bundle = weights_convert.load(SHARED / "taesd")
+    assert set(bundle.params) == {"vae"}
+    assert all(np.isfinite(a).all() for a in bundle.params["vae"].values())
+    refused(SHARED / "taesd/taesd_decoder.safetensors", "one half of TAESD alone")
