@@ -56,7 +56,8 @@ def unet_names(model: nn.Module) -> Names:
     ]
     res = ["in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection"]
     transformer = {name.split("attentions.")[1].split(".", 1)[1] for name in wanted if "attentions." in name}
-    names = join(("time_embed.0", "time_embed.2", "out.0", "out.2", "input_blocks.0.0"), AFFINE)
+    ends = ("time_embed.0", "time_embed.2", "label_emb.0.0", "label_emb.0.2", "input_blocks.0.0", "out.0", "out.2")
+    names = join(ends, AFFINE)
     for i in range(rows):
         names += join((f"input_blocks.{i + 1}.0.", f"output_blocks.{i}.0."), res, AFFINE)
         names += join((f"input_blocks.{i + 1}.0.op", f"output_blocks.{i}.{1 + attends[i]}.conv"), AFFINE)

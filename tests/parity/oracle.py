@@ -146,19 +146,41 @@ def abstract(model: type, *args: Any, **numbers: Any) -> nn.Module:
 
 # ---- models ----
 
-CROSS = {
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
+CROSS = {"down_block_types": (CROSS_DOWN,) * 3 + (DOWN,), "up_block_types": (UP,) + (CROSS_UP,) * 3}
+SDXL = {
+    "down_block_types": (DOWN, CROSS_DOWN, CROSS_DOWN),
+    "up_block_types": (CROSS_UP, CROSS_UP, UP),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
 }
 UNETS = {
-    "sd1": {"attention_head_dim": 8, "cross_attention_dim": 768},
-    "sd2": {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024, "use_linear_projection": True},
+    "sd1": CROSS | {"attention_head_dim": 8, "cross_attention_dim": 768},
+    "sd2": CROSS | {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024, "use_linear_projection": True},
+    "sdxl": SDXL
+    | {
+        "block_out_channels": (320, 640, 1280),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "transformer_layers_per_block": (1, 2, 10),
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
 }
+TINY = {"block_out_channels": (64, 128, 192, 192), "cross_attention_dim": 128}
 TINY_UNETS = {  # sd2's heads are 64 wide, as in the public models: single files do not say the number of heads
-    "sd1": {"attention_head_dim": 8, "cross_attention_dim": 128},
-    "sd2": {"attention_head_dim": (1, 2, 3, 3), "cross_attention_dim": 128, "use_linear_projection": True},
+    "sd1": CROSS | TINY | {"attention_head_dim": 8},
+    "sd2": CROSS | TINY | {"attention_head_dim": (1, 2, 3, 3), "use_linear_projection": True},
+    "sdxl": SDXL
+    | {
+        "block_out_channels": (64, 128, 192),
+        "attention_head_dim": (1, 2, 3),
+        "cross_attention_dim": 128,
+        "transformer_layers_per_block": (1, 2, 3),
+        "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": 256,
+    },
 }
-TINY_CHANNELS = (64, 128, 192, 192)
 TEXTS = {
     "sd1": {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "hidden_act": "quick_gelu"},
     "sd2": {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 23, "hidden_act": "gelu"},
@@ -170,23 +192,21 @@ TINY_TEXTS = {  # sd2 keeps its 23 layers: converters know the one layer that is
 
 
 def unet(family: str, full: bool = False, **numbers: Any) -> nn.Module:
-    """``UNet2DConditionModel`` of ``family`` sd1 or sd2, abstract: 4 levels, heads and projections as in public."""
-    sizes = UNETS[family] if full else TINY_UNETS[family] | {"block_out_channels": TINY_CHANNELS}
-    return abstract(diffusers.UNet2DConditionModel, **CROSS, **sizes, sample_size=64 if full else 8, **numbers)
+    """``UNet2DConditionModel`` of ``family`` sd1, sd2 or sdxl, abstract: levels, heads and projections as in public."""
+    sizes = (UNETS if full else TINY_UNETS)[family] | {"sample_size": 64 if full else 8} | numbers
+    return abstract(diffusers.UNet2DConditionModel, **sizes)
 
 
 def vae(full: bool = False, **numbers: Any) -> nn.Module:
     """``AutoencoderKL`` that scales pictures down by 8, abstract."""
-    return abstract(
-        diffusers.AutoencoderKL,
-        block_out_channels=(128, 256, 512, 512) if full else (32, 64, 96, 96),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=512 if full else 64,
-        **numbers,
-    )
+    sizes = {
+        "block_out_channels": (128, 256, 512, 512) if full else (32, 64, 96, 96),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "sample_size": 512 if full else 64,
+    }
+    return abstract(diffusers.AutoencoderKL, **sizes | numbers)
 
 
 def text(family: str, full: bool = False, **numbers: Any) -> nn.Module:

@@ -14,6 +14,7 @@ FAMILIES = {
     "sd2_unet": lambda: (layouts.UNET, layouts.unet_file(oracle.unet("sd2", full=True))),
     "sd1_inpaint": lambda: (layouts.UNET, layouts.unet_file(oracle.unet("sd1", full=True, in_channels=9))),
     "sd2_inpaint": lambda: (layouts.UNET, layouts.unet_file(oracle.unet("sd2", full=True, in_channels=9))),
+    "sdxl_unet": lambda: (layouts.UNET, layouts.unet_file(oracle.unet("sdxl", full=True))),
     "vae": lambda: (layouts.VAE, layouts.vae_file(oracle.vae(full=True))),
 }
 
