@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
 
 
 def encode_text(configs: Configs, params: Any, ids: Array, skip: Array) -> Conditioning:
-    """Token ids [B, S] -> Conditioning whose context is the text tower's states, ``skip`` layers left out."""
+    """Token ids [B, S] -> Conditioning whose context is the text tower's states, ``skip`` [] or [B] layers left out."""
     return Conditioning(module(configs, params, "text")(ids, skip).context)
 
 
@@ -66,13 +66,14 @@ def to_uint8(pictures: Array) -> Array:
 @functools.partial(jax.jit, static_argnames=("configs", "sampler", "output", "progress"))
 def _generate(params: Any, inputs: Inputs, *, configs: Configs, sampler: str, output: str, progress: bool) -> Array:
     unet = module(configs, params, "unet")
-    cond = encode_text(configs, params, inputs.ids, inputs.clip_skip)
+    count, *shape = inputs.latents.shape
+    skip = jnp.where(jnp.arange(2 * count) < count, 0, inputs.clip_skip)  # negative prompts keep every layer
+    cond = encode_text(configs, params, inputs.ids, skip)
     if inputs.concat is not None:
         cond = cond._replace(concat=jnp.concatenate([inputs.concat, inputs.concat]))
     dtype = unet.conv_out.kernel.dtype
     denoise = from_network(lambda x, t: unet(x, t, cond), configs.schedule, dtype)
 
-    count, *shape = inputs.latents.shape
     keys = image_keys(inputs.seed, jnp.arange(count))
     noise = jnp.where(inputs.given, inputs.latents, unit_noise(keys, START, tuple(shape)))
     x = sample(
@@ -125,8 +126,9 @@ def generate(
     sampler    ddim, ddpm, euler, euler_a, heun, dpmpp_2m;  ``spacing``: leading, trailing, uniform, linspace, karras
     seed       picture i of a call depends on (seed, i) and on nothing else of the batch
     size       (width, height) in pixels, multiples of 8; None: what the model was trained at
-    clip_skip  layers of the text tower LEFT OUT: 0 none, 1 the penultimate layer with the final norm. (One popular
-               tool counts from 1: its 1 is our 0, its 2 our 1.)
+    clip_skip  layers of the text tower LEFT OUT for the prompts: 0 none, 1 the penultimate layer with the final norm.
+               Negative prompts keep every layer, as in the public pipelines. (One popular tool counts from 1: its 1 is
+               our 0, its 2 our 1.)
     latents    unit Gaussian noise [N, H/8, W/8, 4] to start from, in place of the seed's
     output     "uint8": [N, H, W, 3] pictures; "latents": [N, H/8, W/8, 4] float32, what :func:`decode` takes
     eta        share of fresh noise, for ddim (default 0) and euler_a (default 1); None: the default

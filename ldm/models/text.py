@@ -97,13 +97,14 @@ class TextTower(nnx.Module):
     def __call__(self, ids: Array, skip: Array | int = 0) -> TextFeatures:
         """Encodes ``ids`` int32 [B, S].
 
-        ``skip`` (may be traced) is how many of the last layers ``context`` leaves out: 0 none, 1 gives the penultimate
-        layer. The final norm is applied all the same, as in the public pipelines. ``pooled`` is always of the last
-        layer, at the first end-of-text token.
+        ``skip``, [] or one per text [B] (may be traced), is how many of the last layers ``context`` leaves out: 0 none,
+        1 gives the penultimate layer. The final norm is applied all the same, as in the public pipelines. ``pooled``
+        is always of the last layer, at the first end-of-text token.
         """
         states = self.hidden_states(ids)
         last = self.final_norm(states[-1])  # [B, S, E]
         end = jnp.argmax(ids == self.config.end_id, axis=-1)  # [B]
         pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]
         pooled = pooled if self.projection is None else self.projection(pooled)
-        return TextFeatures(self.final_norm(states[self.config.layers - skip]), pooled)
+        batch = jnp.arange(ids.shape[0])
+        return TextFeatures(self.final_norm(states[self.config.layers - skip, batch]), pooled)
