@@ -23,6 +23,7 @@ STORAGES = {
     "bool": "BoolStorage",
     "uint8": "ByteStorage",
 }
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 PROTO, STOP, MARK, TUPLE, REDUCE = b"\x80\x02", b".", b"(", b"t", b"R"
 
 
@@ -92,6 +93,14 @@ def program(content: object) -> bytes:
     return PROTO + pickled(content) + STOP
 
 
+def called(function: bytes, *args: object) -> bytes:
+    """REDUCE of a name with arguments."""
+    return function + pickled(args) + REDUCE
+
+
+FOUR = Saved("0", "float32", 4, (4,), (1,))
+
+
 # zip files
 
 
@@ -159,9 +168,7 @@ def torch_zip_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def legacy_bytes(content: object, storages: Mapping[str, tuple[int, bytes]], little: bool = True) -> bytes:
     """The container of PyTorch before 1.6; ``storages`` are (elements, bytes) by key."""
-    head = (
-        program(0x1950A86A20F9469CFC6C) + program(1001) + program({"protocol_version": 1001, "little_endian": little})
-    )
+    head = program(LEGACY_MAGIC) + program(1001) + program({"protocol_version": 1001, "little_endian": little})
     raw = b"".join(struct.pack("<q", count) + data for count, data in storages.values())
     return head + program(content) + program(list(storages)) + raw
 

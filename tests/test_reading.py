@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from tests import checkpoint_files as make
+from tests.checkpoint_files import FOUR
 from weights_convert.reading import CheckpointError, read_component, read_file
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -94,7 +95,6 @@ def zip_of(folder: Path, content: object) -> Path:
     return written(folder, make.zip_bytes(make.torch_entries(content, [np.arange(4, dtype=np.float32).tobytes()])))
 
 
-FOUR = make.Saved("0", "float32", 4, (4,), (1,))
 INERT = make.name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
 NUMPY = make.name("numpy.core.multiarray", "scalar") + make.pickled((make.name("numpy", "dtype"), b"C\x01a")) + b"R"
 ORDERED = make.name("collections", "OrderedDict") + b")R" + b"(" + make.pickled("w") + make.tensor(FOUR) + b"u"
@@ -137,6 +137,14 @@ def test_layouts_of_pickled_files(tmp_path, layout):
 def test_metadata_of_safetensors(tmp_path):
     data = make.safetensors_bytes({"x": np.zeros(2, np.float32)}, {"format": "pt"})
     assert read_file(written(tmp_path, data)).metadata == {"format": "pt"}
+
+
+def test_a_safetensors_header_may_have_any_length(tmp_path):
+    """The length is the file's first byte, which must not be taken for the first of "{", "<" or a pickle."""
+    header = b'{"x":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}'
+    for length in (*range(len(header), len(header) + 256), 0x0280, 0x0480, 0x8B1F):
+        data = make.safetensors_raw(header.ljust(length), b"abc")
+        assert read_file(written(tmp_path, data)).tensors["x"].read().tobytes() == b"abc"
 
 
 def test_unaligned_numbers_are_read(tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from weights_convert.reading.errors import CheckpointError
-from weights_convert.reading.safetensors_file import read_safetensors
+from weights_convert.reading.safetensors_file import MOST_HEADER_BYTES, read_safetensors
 from weights_convert.reading.tensor import Checkpoint
 from weights_convert.reading.torch_file import read_legacy, read_zip
 
@@ -58,15 +58,15 @@ def reader(path: Path) -> Callable[[Path], Checkpoint]:
         raise CheckpointError("is not a regular file")
     with open(path, "rb") as file:
         head = file.read(HEAD)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MOST_HEADER_BYTES:
+        return read_safetensors  # first of all: its length may begin with any byte, "{" and "<" too
     check_other_text(head, os.stat(path).st_size)
     check_other_binary(head)
     if head.startswith(b"PK\3\4"):
         return read_zip
-    if head[5:8] == b"\0\0\0":  # a length of less than a terabyte, and no text has these bytes
-        return read_safetensors
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return read_legacy
-    if head[8:9] == b"{":
+    if head[5:8] == b"\0\0\0" or head[8:9] == b"{":  # a damaged one, to be told what is wrong with it
         return read_safetensors
     raise CheckpointError(f"begins with {head[:8]!r}, as no checkpoint does; read are {READ}")
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from weights_convert.reading.errors import CheckpointError, kind, quoted
 from weights_convert.reading.pickle_source import MOST_NAME_BYTES, Source
 
-MOST_OPERATIONS = 1_000_000  # a Stable Diffusion XL checkpoint needs about 60,000
+MOST_OPERATIONS = 500_000  # a Stable Diffusion XL checkpoint needs about 60,000
 MOST_MARKS = 1_000
 MOST_INT_KEY = 1 << 53  # larger integers can be made to share hashes
 STOP = ord(".")

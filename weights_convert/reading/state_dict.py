@@ -11,7 +11,7 @@ from weights_convert.reading.errors import CheckpointError, kind, quoted
 from weights_convert.reading.pickle_machine import Record
 from weights_convert.reading.torch_objects import MODULES, Strided
 
-MOST_NODES = 500_000
+MOST_NODES = 200_000
 MOST_DEPTH = 64
 MOST_NAME = 512
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")  # where a pickled torch.nn.Module keeps them
