@@ -4,15 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from ldm.bundle import Bundle
+from ldm.bundle import Bundle, Configs
+from ldm.models.autoencoder import VAEConfig
+from ldm.models.text import TextConfig
+from ldm.models.unet import UNetConfig
 from weights_convert.export import export_folder
 from weights_convert.tiny import random_bundle
+
+CONFIGS = Configs(
+    unet=UNetConfig(channels=(32, 64), blocks=1, depth=(1, 0), heads=(4, 4), context_dim=64),
+    vae=VAEConfig(channels=(16, 16, 16, 32), blocks=1, groups=8),
+    text=TextConfig(width=64, mlp_width=128, layers=2, heads=1),
+)
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Bundle:
-    """The small random Stable Diffusion of ``weights_convert.tiny``."""
-    return random_bundle()
+    """A random Stable Diffusion, smaller still than ``weights_convert.tiny``'s: compiling is what takes time here."""
+    return random_bundle(configs=CONFIGS, size=(256, 256))
 
 
 @pytest.fixture(scope="session")

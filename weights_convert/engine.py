@@ -130,7 +130,7 @@ def compare(part: Part) -> Comparison:
     return Comparison(
         missing=sorted(used - set(tensors)),
         unknown=sorted(key for key in tensors if key not in used and not re.fullmatch(layout.ignore, key)),
-        misshapen=[f"{key} is {tensors[key].shape} but should be {shape}" for key, shape in wrong.items()],
+        misshapen=[f"{key} is {tensors[key].shape} but should be {shape}" for key, shape in sorted(wrong.items())],
     )
 
 

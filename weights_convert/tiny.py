@@ -43,11 +43,11 @@ def random_params(config: object, generator: np.random.Generator) -> Params:
     return params
 
 
-def random_bundle(seed: int = 0) -> Bundle:
-    """The small random model itself. ``seed`` chooses its weights."""
+def random_bundle(seed: int = 0, configs: Configs = CONFIGS, size: tuple[int, int] = SIZE) -> Bundle:
+    """A whole model with random weights, which ``seed`` chooses; by default the small one."""
     generator = np.random.default_rng(seed)
-    params = {part: random_params(getattr(CONFIGS, part), generator) for part in ("unet", "vae", "text")}
-    return Bundle(CONFIGS, params, Tokenizer.clip(), SIZE)
+    params = {part: random_params(getattr(configs, part), generator) for part in ("unet", "vae", "text")}
+    return Bundle(configs, params, Tokenizer.clip(), size)
 
 
 def main(argv: list[str] | None = None) -> int:

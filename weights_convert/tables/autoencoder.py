@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from math import gcd
 from typing import Any
 
 from ldm.models.autoencoder import VAEConfig
@@ -68,11 +69,13 @@ def config_from_shapes(tensors: Tensors) -> VAEConfig:
         raise ValueError(
             f"this is not a whole autoencoder: its encoder's blocks or one of {', '.join(ends)} is missing"
         )
+    channels = tuple(c for (_, block), c in sorted(found.items()) if block == 0)
     return VAEConfig(
         in_channels=tensors[ends[0]].shape[1],
         latent_channels=tensors[ends[1]].shape[0],
-        channels=tuple(c for (_, block), c in sorted(found.items()) if block == 0),
+        channels=channels,
         blocks=1 + max(block for _, block in found),
+        groups=gcd(32, *channels),  # 32 in all published ones
     )
 
 

@@ -5,6 +5,7 @@ Both are checked at full size against the name lists of Stable Diffusion 1.x, 2.
 
 import re
 from collections.abc import Mapping
+from math import gcd
 from typing import Any
 
 from ldm.models.unet import UNetConfig
@@ -99,6 +100,7 @@ def config_from_shapes(tensors: Tensors) -> UNetConfig:
             heads=tuple(max(c // 64, 1) for c in channels) if linear else (8,) * len(channels),
             context_dim=size("middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
             pooled_dim=size("label_emb.0.0.weight", 1) if "label_emb.0.0.weight" in tensors else 0,
+            groups=gcd(32, *channels),  # 32 in all published ones
         )
     except KeyError as error:
         raise ValueError(f"this is not a whole U-Net: tensor {error} is missing") from None
