@@ -176,7 +176,8 @@ def legacy_bytes(content: object, storages: Mapping[str, tuple[int, bytes]], lit
 def legacy_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
     """The older container of named arrays."""
     storages = {str(key): (array.size, array.tobytes()) for key, array in enumerate(arrays.values())}
-    return legacy_bytes(saved_arrays(arrays), storages)
+    tensors = {label: tensor(saved, storage_id(saved, None)) for label, saved in saved_arrays(arrays).items()}
+    return legacy_bytes(tensors, storages)
 
 
 def safetensors_raw(header: bytes, buffer: bytes = b"") -> bytes:

@@ -111,7 +111,7 @@ BROKEN = {
     "id by text": (b"P0\n", "operation PERSID"),
     "id that is a number": (pickled(3) + b"Q", "persistent id"),
     "id of two parts": (pickled(("storage", "0")) + b"Q", "persistent id"),
-    "id of another kind": (pickled(("module", name("typing", "Any"), "0", "cpu", 1)) + b"Q", "persistent id"),
+    "id of another kind": (pickled(("modules", name("typing", "Any"), "0", "cpu", 1)) + b"Q", "persistent id"),
     "id with a number as key": (
         pickled(("storage", name("torch", "FloatStorage"), 0, "cpu", 4)) + b"Q",
         "persistent id",

@@ -48,11 +48,12 @@ class LazyTensor:
             raw = np.memmap(self.path, np.uint8, "r", offset=self.offset, shape=(count * self.dtype.itemsize,))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: changed since it was opened, its tensors are gone ({error})") from None
-        flat = np.asarray(raw).view(self.dtype)
-        if in_c_order(self.shape, strides) and flat.flags.aligned:
+        if in_c_order(self.shape, strides) and (flat := np.asarray(raw).view(self.dtype)).flags.aligned:
             return flat.reshape(self.shape)
+        items = np.asarray(raw).view(f"V{self.dtype.itemsize}")  # strides need a type that NumPy itself knows
         steps = tuple(stride * self.dtype.itemsize for stride in strides)
-        return np.array(np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False), order="C")
+        view = np.lib.stride_tricks.as_strided(items, self.shape, steps, writeable=False)
+        return np.array(view, order="C").view(self.dtype)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from weights_convert.reading.errors import CheckpointError, kind, quoted
-from weights_convert.reading.pickle_machine import Machine, Meaning
+from weights_convert.reading.pickle_machine import Machine, Meaning, Record
 from weights_convert.reading.pickle_source import MOST_BYTES, Source
 from weights_convert.reading.state_dict import named_tensors
 from weights_convert.reading.tensor import Checkpoint, LazyTensor, check_expansion, in_c_order
@@ -34,8 +34,10 @@ class Storages:
     def __init__(self) -> None:
         self.by_key: dict[str, Storage] = {}
 
-    def load(self, pid: object) -> Storage:
-        """The storage of a persistent id, remembered."""
+    def load(self, pid: object) -> Storage | Record:
+        """The storage of a persistent id, remembered; of ("module", class, file, source) the class's bare name."""
+        if isinstance(pid, tuple) and len(pid) == 4 and type(pid[0]) is str and isinstance(pid[1], Record):
+            return pid[1]
         storage = load_storage(pid)
         first = self.by_key.setdefault(storage.key, storage)
         if first.whole * first.dtype.itemsize != storage.whole * storage.dtype.itemsize:

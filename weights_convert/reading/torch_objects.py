@@ -45,13 +45,14 @@ UNREAD = {
     **{f"torch.{name}Storage": "a quantised tensor" for name in ("QInt8", "QUInt8", "QInt32", "QUInt4x2", "QUInt2x4")},
 }
 OTHER_DTYPES = ("complex32", "qint8", "quint8", "qint32", "quint4x2", "quint2x4", "bits8", "float4_e2m1fn_x2")
-TYPES = ("set", "frozenset", "dict", "list", "tuple", "int", "float", "bool", "str", "bytes", "bytearray", "complex")
+BUILTINS = ("builtins", "__builtin__")
+TYPES = ("dict", "list", "tuple", "int", "float", "bool", "str", "bytes", "bytearray", "complex")
 INERT = {
     "_codecs.encode", "numpy.dtype", "numpy.ndarray", "typing.Any", "argparse.Namespace", "pathlib.PosixPath",
     "collections.Counter", "torch.Tensor", "torch.device", "torch.nn.parameter.Parameter", "torch.nn.Parameter",
     "torch.serialization._get_layout", *(f"torch.{name}" for name in TENSOR_DTYPES),
     *(f"torch.{name}" for name in OTHER_DTYPES), *(f"{module}.{name}" for name in TYPES for module in
-    ("builtins", "__builtin__")), *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in
+    BUILTINS), *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in
     ("scalar", "_reconstruct")),
 }  # fmt: skip
 INERT_PREFIXES = ("omegaconf.", "pytorch_lightning.callbacks.", "lightning.pytorch.callbacks.", "numpy.dtypes.")
@@ -191,6 +192,13 @@ def default_dict(factory=None) -> dict:
     return {}
 
 
+def as_list(values=()) -> list:
+    """A set, kept as a list: nothing in it is hashed."""
+    if not isinstance(values, list | tuple):
+        raise CheckpointError(f"a set is made of {kind(values)} instead of a list")
+    return list(values)
+
+
 def same(value, label=None) -> object:
     """``torch.Size``, and the list markers and type tags of TorchScript: the value itself."""
     return value
@@ -199,6 +207,7 @@ def same(value, label=None) -> object:
 CALLS = {  # name: (its reading here, fewest arguments, most)
     "collections.OrderedDict": (ordered_dict, 0, 1),
     "collections.defaultdict": (default_dict, 0, 1),
+    **{f"{module}.{name}": (as_list, 0, 1) for module in BUILTINS for name in ("set", "frozenset")},
     "torch.Size": (same, 1, 1),
     "torch._utils._rebuild_tensor": (tensor_v2, 4, 4),
     "torch._utils._rebuild_tensor_v2": (tensor_v2, 6, 7),
