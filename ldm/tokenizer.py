@@ -13,10 +13,10 @@ section 2.4, for the vocabulary of 49,408. Encoding a text takes four steps:
 4. write each word as bytes, mark the end of the last by ``</w>``, and merge neighbours, best merge first.
 
 Two programs are called the public tokenizer. This one follows the class ``CLIPTokenizer`` of ``transformers`` (5.23),
-because the public pipelines run it. The other, in OpenAI's ``clip`` and in ``open_clip``, gives other numbers where
-it (a) repairs mis-decoded text ("Ã©" becomes "é"), straightens quotes, and undoes HTML entities ("&amp;" becomes "&");
-(b) lowers a whole text at once, so that a Greek word may end in a final sigma; (c) counts the control characters
-0x1c to 0x1f as white space; (d) makes no difference between ``<|ENDOFTEXT|>`` and ``<|endoftext|>``.
+because the public pipelines run it. The other, in OpenAI's ``clip`` and in ``open_clip``, gives the same numbers for
+plain prompts, and other ones where it (a) repairs text: mis-decoded "Ã©" becomes "é", "&amp;" becomes "&", curly quotes
+become straight, ligatures and full-width letters plain, control characters vanish; (b) lowers a whole text at once, so
+that a Greek word may end in a final sigma; (c) reads ``<|endoftext|>`` in a prompt as words.
 
 What a letter, a digit or a combining mark is depends on the edition of Unicode. ``data/clip_unicode.json`` holds the
 editions of the public program, so that a newer or older Python gives the same numbers.
@@ -39,7 +39,7 @@ import numpy as np
 DATA = resources.files("ldm") / "data"
 UNICODE = json.loads((DATA / "clip_unicode.json").read_text(encoding="utf-8"))
 END_OF_WORD = "</w>"
-CACHED_WORDS = 1 << 14
+CACHED_WORDS, CACHED_LENGTH = 1 << 14, 64  # longer words are rare, and would make the memory unbounded
 
 
 def byte_characters() -> dict[int, str]:
@@ -215,7 +215,7 @@ class Tokenizer:
                 yield added_id
             else:
                 for word in words(part):
-                    yield from self._word(word)
+                    yield from (self._word if len(word) <= CACHED_LENGTH else self._encode_word)(word)
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
         characters = [BYTE_CHARACTERS[byte] for byte in word.encode("utf-8")]
@@ -268,4 +268,4 @@ def _token_bytes(token: str) -> bytes:
     """The bytes that a token's characters stand for; its own UTF-8 where it is not written in byte characters."""
     if all(character in CHARACTER_BYTES for character in token):
         return bytes(CHARACTER_BYTES[character] for character in token)
-    return token.encode("utf-8")
+    return token.encode("utf-8", "replace")
