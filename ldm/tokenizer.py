@@ -30,29 +30,17 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-DATA = resources.files("ldm") / "data"
+from ldm import vocabulary
+from ldm.vocabulary import BYTE_CHARACTERS, DATA, END_OF_WORD, AddedToken
+
 UNICODE = json.loads((DATA / "clip_unicode.json").read_text(encoding="utf-8"))
-END_OF_WORD = "</w>"
 CACHED_WORDS, CACHED_LENGTH = 1 << 14, 64  # longer words are rare, and would make the memory unbounded
 
 
-def byte_characters() -> dict[int, str]:
-    """A printable character for each of the 256 bytes, in the vocabulary's order: printable Latin-1 stands for itself.
-
-    Bytes that would print as nothing or as white space take the characters from U+0100 on, in turn.
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
-
-
-BYTE_CHARACTERS = byte_characters()
 CHARACTER_BYTES = {character: byte for byte, character in BYTE_CHARACTERS.items()}
 
 
@@ -123,14 +111,6 @@ def merge(symbols: Sequence[int], merges: Mapping[tuple[int, int], tuple[int, in
     return [symbol for symbol in symbols if symbol >= 0]
 
 
-class AddedToken(NamedTuple):
-    """A text that is one token wherever it stands, whatever is around it."""
-
-    content: str
-    id: int
-    normalized: bool  # looked for in the cleaned text (so in any case), or in the text as it came
-
-
 def _finder(added: Sequence[AddedToken], normalized: bool) -> tuple[re.Pattern | None, dict[str, int]]:
     """A pattern for one kind of added tokens, the longest first, and their numbers by content."""
     ids = {clean(t.content) if normalized else t.content: t.id for t in added if t.normalized == normalized}
@@ -160,14 +140,9 @@ class Tokenizer:
     max_length: int = 77
 
     def __post_init__(self):
-        pairs = {}
-        for rank, (a, b) in enumerate(self.merges):
-            if missing := [token for token in (a, b, a + b) if token not in self.vocab]:
-                raise ValueError(f"merge {rank}, {a!r} + {b!r}, needs {missing[0]!r}, which the vocabulary lacks")
-            pairs[self.vocab[a], self.vocab[b]] = (rank, self.vocab[a + b])
         tokens = {i: token for token, i in self.vocab.items()} | {t.id: t.content for t in self.added}
         derived = {
-            "_pairs": pairs,
+            "_pairs": vocabulary.merge_table(self.vocab, self.merges),
             "_tokens": tokens,
             "_raw": _finder(self.added, normalized=False),
             "_normalized": _finder(self.added, normalized=True),
@@ -179,22 +154,17 @@ class Tokenizer:
     @classmethod
     def clip(cls, pad: str = "<|endoftext|>") -> "Tokenizer":
         """The packaged CLIP vocabulary; ``pad`` is ``<|endoftext|>`` for SD 1.x and ``!`` for SD 2.x."""
-        from ldm.vocabulary import packaged
-
-        return packaged(cls, pad)
+        return cls(**vocabulary.packaged(pad))
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer":
         """The tokenizer of a public folder: vocab.json and merges.txt, or only tokenizer.json; else a ValueError."""
-        from ldm.vocabulary import read
-
-        return read(cls, Path(folder))
+        return cls(**vocabulary.read(Path(folder)))
 
     def save(self, folder: str | Path) -> None:
         """Write vocab.json, merges.txt, tokenizer_config.json, special_tokens_map.json, as public tools read them."""
-        from ldm.vocabulary import write
-
-        write(self, Path(folder))
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        vocabulary.write(Path(folder), **fields)
 
     @property
     def vocab_size(self) -> int:

@@ -11,14 +11,12 @@ says itself, by ``normalized``, whether it is looked for in the cleaned text. Th
 import gzip
 import json
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from ldm.tokenizer import BYTE_CHARACTERS, DATA, END_OF_WORD, AddedToken
-
-if TYPE_CHECKING:
-    from ldm.tokenizer import Tokenizer
-
+DATA = resources.files("ldm") / "data"
+END_OF_WORD = "</w>"
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 NAMES = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
 ORDER = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -27,18 +25,39 @@ MAX_LENGTH, UNSET_LENGTH = 77, 1 << 20  # public files write a length of 1e30 fo
 Pairs = tuple[tuple[str, str], ...]
 
 
-def packaged(cls: type["Tokenizer"], pad: str) -> "Tokenizer":
-    """The CLIP vocabulary of 49,408: bytes, bytes that end a word, one token for each merge, two special tokens."""
+def byte_characters() -> dict[int, str]:
+    """A printable character for each of the 256 bytes, in the vocabulary's order: printable Latin-1 stands for itself.
+
+    Bytes that would print as nothing or as white space take the characters from U+0100 on, in turn.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+BYTE_CHARACTERS = byte_characters()
+
+
+class AddedToken(NamedTuple):
+    """A text that is one token wherever it stands, whatever is around it."""
+
+    content: str
+    id: int
+    normalized: bool  # looked for in the cleaned text (so in any case), or in the text as it came
+
+
+def packaged(pad: str) -> dict[str, Any]:
+    """A Tokenizer's fields for CLIP: bytes, bytes that end a word, a token for each merge, two special tokens."""
     merges = parse_merges(gzip.decompress((DATA / "clip_merges.txt.gz").read_bytes()).decode("utf-8"), "clip_merges")
     characters = list(BYTE_CHARACTERS.values())
     tokens = [*characters, *(c + END_OF_WORD for c in characters), *(a + b for a, b in merges), BOS, EOS]
     special = {"content": BOS, "normalized": True}, {"content": EOS, "normalized": True}
     config = {"bos_token": special[0], "eos_token": special[1], "unk_token": special[1], "pad_token": pad}
-    return build(cls, {token: i for i, token in enumerate(tokens)}, merges, config, {}, "the packaged vocabulary")
+    return build({token: i for i, token in enumerate(tokens)}, merges, config, {}, "the packaged vocabulary")
 
 
-def read(cls: type["Tokenizer"], folder: Path) -> "Tokenizer":
-    """The tokenizer of a public folder. Raises ValueError, one sentence with the path, for whatever is wrong in it."""
+def read(folder: Path) -> dict[str, Any]:
+    """A Tokenizer's fields out of a public folder. Raises ValueError for whatever is wrong in it."""
     config = read_json(folder / "tokenizer_config.json", optional=True)
     if "added_tokens_decoder" not in config:
         config |= read_json(folder / "special_tokens_map.json", optional=True)
@@ -53,10 +72,10 @@ def read(cls: type["Tokenizer"], folder: Path) -> "Tokenizer":
         raise ValueError(
             f"{folder}: the vocabulary must give every token its own number >= 0; look at {bad[:3] or 'twins'}"
         )
-    return build(cls, vocab, merges, config, stored_added(config, one_file, folder), str(folder))
+    return build(vocab, merges, config, stored_added(config, one_file, folder), str(folder))
 
 
-def build(cls, vocab: Mapping[str, int], merges: Pairs, config: dict, stored: dict, where: str) -> "Tokenizer":
+def build(vocab: Mapping[str, int], merges: Pairs, config: dict, stored: dict, where: str) -> dict[str, Any]:
     """Puts the parts together: finds the four special tokens' numbers and how each added token is looked for."""
     numbers = {text: token.id for text, token in stored.items()} | dict(vocab)
     flags = named(config, where) | {text: token.normalized for text, token in stored.items()}
@@ -69,10 +88,18 @@ def build(cls, vocab: Mapping[str, int], merges: Pairs, config: dict, stored: di
     if not isinstance(length, int | float) or length < 2:
         raise ValueError(f"{where}: model_max_length is {length!r}, and must be a number of at least 2")
     length = int(length) if length < UNSET_LENGTH else MAX_LENGTH
-    try:
-        return cls(vocab, merges, added, bos, eos, pad, unk, length)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    merge_table(vocab, merges, f"{where}: ")
+    fields = {"vocab": vocab, "merges": merges, "added": added, "max_length": length}
+    return fields | {"bos": bos, "eos": eos, "pad": pad, "unk": unk}
+
+
+def merge_table(vocab: Mapping[str, int], merges: Pairs, where: str = "") -> dict[tuple[int, int], tuple[int, int]]:
+    """{(left, right): (rank, joined)} in numbers. Raises ValueError for a merge of unknown tokens."""
+    for rank, (a, b) in enumerate(merges):
+        if a not in vocab or b not in vocab or a + b not in vocab:
+            missing = next(token for token in (a, b, a + b) if token not in vocab)
+            raise ValueError(f"{where}merge {rank}, {a!r} + {b!r}, needs {missing!r}, which the vocabulary lacks")
+    return {(vocab[a], vocab[b]): (rank, vocab[a + b]) for rank, (a, b) in enumerate(merges)}
 
 
 def content(entry: Any, where: str) -> str:
@@ -173,17 +200,17 @@ def read_json(path: Path, optional: bool = False) -> dict:
     return value
 
 
-def write(tokenizer: "Tokenizer", folder: Path) -> None:
-    """Write the four files of the public layout, with every added token's number and kind spelt out."""
-    contents = {token.id: token.content for token in tokenizer.added}
-    names = {f"{key}_token": contents[getattr(tokenizer, key)] for key in ("bos", "eos", "unk", "pad")}
+def write(folder: Path, vocab, merges, added, max_length: int, **numbers: int) -> None:
+    """Write a Tokenizer's fields as the four files of the public layout, all added tokens spelt out."""
+    contents = {number: token for token, number in vocab.items()} | {token.id: token.content for token in added}
+    names = {f"{key}_token": contents[number] for key, number in numbers.items()}
     plain = {"lstrip": False, "rstrip": False, "single_word": False, "special": True}
-    added = {str(t.id): {"content": t.content, "normalized": t.normalized} | plain for t in tokenizer.added}
-    config = {"added_tokens_decoder": added, "do_lower_case": True, "errors": "replace"} | names
-    config |= {"model_max_length": tokenizer.max_length, "tokenizer_class": "CLIPTokenizer"}
-    merges = "".join(f"{a} {b}\n" for a, b in tokenizer.merges)
+    listed = {str(t.id): {"content": t.content, "normalized": t.normalized} | plain for t in added}
+    config = {"added_tokens_decoder": listed, "do_lower_case": True, "errors": "replace"} | names
+    config |= {"model_max_length": max_length, "tokenizer_class": "CLIPTokenizer"}
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"vocab.json": dict(tokenizer.vocab), "tokenizer_config.json": config, "special_tokens_map.json": names}
+    files = {"vocab.json": dict(vocab), "tokenizer_config.json": config, "special_tokens_map.json": names}
     for name, value in files.items():
         (folder / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8", newline="\n")
+    lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm.tokenizer import BYTE_CHARACTERS, AddedToken, Tokenizer, clean, merge, words
+from ldm.tokenizer import Tokenizer, clean, merge, words
+from ldm.vocabulary import BYTE_CHARACTERS, AddedToken
 
 LAYOUTS = Path(__file__).parents[1] / "../shared/data/layouts"
 CLIP = Tokenizer.clip()
