@@ -17,15 +17,16 @@ def dotted(module: str, path: str) -> bytes:
 
 def attacks(canary: Path) -> dict[str, tuple[bytes, str]]:
     """{name: (operations, phrase of the error)}; running any of them creates ``canary``."""
+    return plain_calls(canary) | roundabout_calls(canary) | other_operations(canary)
+
+
+def plain_calls(canary: Path) -> dict[str, tuple[bytes, str]]:
+    """REDUCE of a function that does harm."""
     touch, write = f"touch {canary}", f"open({str(canary)!r}, 'w').close()"
-    system, evaluate = name("os", "system"), name("builtins", "eval")
-    module = called(name("importlib", "import_module"), "os")
-    path = called(name("pathlib", "Path"), str(canary))
-    inner = make.program(called(system, touch))
     return {
-        "os.system": (called(system, touch), "'os.system'"),
+        "os.system": (called(name("os", "system"), touch), "'os.system'"),
         "posix.system": (called(name("posix", "system"), touch), "'posix.system'"),
-        "builtins.eval": (called(evaluate, write), "'builtins.eval'"),
+        "builtins.eval": (called(name("builtins", "eval"), write), "'builtins.eval'"),
         "builtins.exec": (called(name("builtins", "exec"), write), "'builtins.exec'"),
         "eval by its name in Python 2": (called(name("__builtin__", "eval"), write), "'__builtin__.eval'"),
         "builtins.open": (called(name("builtins", "open"), str(canary), "w"), "'builtins.open'"),
@@ -35,6 +36,18 @@ def attacks(canary: Path) -> dict[str, tuple[bytes, str]]:
         "pty.spawn": (called(name("pty", "spawn"), ["touch", str(canary)]), "'pty.spawn'"),
         "timeit.timeit": (called(name("timeit", "timeit"), "pass", write), "'timeit.timeit'"),
         "cProfile.run": (called(name("cProfile", "run"), write), "'cProfile.run'"),
+        "shutil.copyfile": (called(name("shutil", "copyfile"), "/dev/null", str(canary)), "'shutil.copyfile'"),
+        "numpy's own runner": (called(name("numpy.testing._private.utils", "runstring"), write, {}), "runstring"),
+    }
+
+
+def roundabout_calls(canary: Path) -> dict[str, tuple[bytes, str]]:
+    """Functions reached through other ones, through dots, or through a second pickle."""
+    touch, write = f"touch {canary}", f"open({str(canary)!r}, 'w').close()"
+    system, module = name("os", "system"), called(name("importlib", "import_module"), "os")
+    path = called(name("pathlib", "Path"), str(canary))
+    inner = make.program(called(system, touch))
+    return {
         "code.InteractiveInterpreter": (
             called(
                 dotted("code", "InteractiveInterpreter.runsource"),
@@ -43,7 +56,6 @@ def attacks(canary: Path) -> dict[str, tuple[bytes, str]]:
             ),
             "'code.InteractiveInterpreter",
         ),
-        "shutil.copyfile": (called(name("shutil", "copyfile"), "/dev/null", str(canary)), "'shutil.copyfile'"),
         "pathlib.Path.touch": (called(dotted("pathlib", "Path.touch"), path), "'pathlib.Path"),
         "a method by operator": (
             called(called(name("operator", "methodcaller"), "touch"), path),
@@ -58,9 +70,16 @@ def attacks(canary: Path) -> dict[str, tuple[bytes, str]]:
             called(name("pickle", "loads"), b"B" + struct.pack("<I", len(inner)) + inner),
             "pickle.loads",
         ),
-        "numpy's own runner": (called(name("numpy.testing._private.utils", "runstring"), write, {}), "runstring"),
         "the name on the stack": (text("os") + text("system") + b"\x93" + pickled((touch,)) + REDUCE, "'os.system'"),
         "a name with dots": (called(dotted("shutil", "os.system"), touch), "'shutil.os.system'"),
+    }
+
+
+def other_operations(canary: Path) -> dict[str, tuple[bytes, str]]:
+    """Operations besides REDUCE that call something, and places besides the top where a call can hide."""
+    touch, write = f"touch {canary}", f"open({str(canary)!r}, 'w').close()"
+    system, evaluate = name("os", "system"), name("builtins", "eval")
+    return {
         "INST": (MARK + text(touch) + b"ios\nsystem\n", "operation INST"),
         "OBJ": (MARK + evaluate + text(write) + b"o", "'builtins.eval'"),
         "EXT1": (b"\x82\xf0" + pickled((touch,)) + REDUCE, "operation EXT1"),
