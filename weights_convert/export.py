@@ -1,6 +1,7 @@
 """From our modules to the public folder layout, which the PyTorch tools load."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from ldm.models.unet import UNetConfig
 from ldm.schedule import NoiseSchedule
 from weights_convert.engine import Layout, to_public
 from weights_convert.tables import autoencoder, text, unet
+
+CONV_1X1 = r"(conv_shortcut|quant_conv)\.weight$"  # linear layers of ours that public files keep as 1x1 convolutions
 
 
 def export_folder(bundle: Bundle, folder: str | Path) -> None:
@@ -66,7 +69,8 @@ INDEX = {
 def public_tensors(layout: Layout, config: Any, params: Params) -> dict[str, np.ndarray]:
     """Our parameters under their public names and in their public shapes (layouts without fused tensors)."""
     named = {layout.public(name): np.asarray(params[name]) for name in shapes(MODELS[type(config)], config)}
-    return {name: np.ascontiguousarray(to_public(name, array)) for name, array in named.items()}
+    named = {name: np.ascontiguousarray(to_public(name, array)) for name, array in named.items()}
+    return {name: a[:, :, None, None] if re.search(CONV_1X1, name) else a for name, a in named.items()}
 
 
 def write_json(path: Path, data: dict) -> None:

@@ -221,11 +221,24 @@ def pipeline(family: str, tokenizer: Path, seed: int = 0, **unet_numbers: Any) -
 def save_folder(pipe: Any, folder: Path, **options: Any) -> Path:
     """``pipe.save_pretrained`` with what newer libraries write differently put back as the public has it."""
     pipe.save_pretrained(folder, **options)
+    wrapped = lambda names: {f"text_model.{name}": value for name, value in names.items()}
     for path in (folder / "text_encoder").glob("*.safetensors"):
-        weights = {f"text_model.{name}": value.clone() for name, value in load_file(path).items()}
+        weights = {name: value.clone() for name, value in wrapped(load_file(path)).items()}
         save_file(weights, path, metadata={"format": "pt"})
+    for path in (folder / "text_encoder").glob("*.index*.json"):
+        index = json.loads(path.read_text())
+        path.write_text(json.dumps(index | {"weight_map": wrapped(index["weight_map"])}))
     save_tokenizer(folder / "tokenizer", pipe.tokenizer.pad_token)
     (folder / "tokenizer" / "tokenizer.json").unlink()
+    return folder
+
+
+def as_pickles(folder: Path, legacy: bool = False) -> Path:
+    """Turns a public folder's safetensors into the ``.bin`` files that came before them."""
+    for path in folder.glob("*/*.safetensors"):
+        stem = path.stem.replace("model", "pytorch_model") if path.parent.name == "text_encoder" else path.stem
+        torch.save(load_file(path), path.with_name(f"{stem}.bin"), _use_new_zipfile_serialization=not legacy)
+        path.unlink()
     return folder
 
 
