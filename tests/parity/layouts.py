@@ -203,14 +203,19 @@ SCHEDULE = {
 PREDICTION, PAD = {"sd1": "epsilon", "sd2": "v_prediction"}, {"sd1": "<|endoftext|>", "sd2": "!"}
 
 
-def pipeline(family: str, tokenizer: Path, seed: int = 0, **unet_numbers: Any) -> Any:
-    """A tiny ``StableDiffusionPipeline``: sd1 predicts eps, sd2 predicts v and pads with token 0."""
+def pipeline(
+    family: str, tokenizer: Path, unet: dict | None = None, vae: dict | None = None, text: dict | None = None
+) -> Any:
+    """A tiny ``StableDiffusionPipeline``: sd1 predicts eps, sd2 predicts v and pads with token 0.
+
+    The three dictionaries change numbers of the models.
+    """
     diffusers, transformers = oracle.diffusers, oracle.transformers
     return diffusers.StableDiffusionPipeline(
-        vae=oracle.randomize(oracle.vae(), seed + 1),
-        text_encoder=oracle.randomize(oracle.text(family), seed + 2),
+        vae=oracle.randomize(oracle.vae(**vae or {}), 1),
+        text_encoder=oracle.randomize(oracle.text(family, **text or {}), 2),
         tokenizer=transformers.CLIPTokenizer.from_pretrained(save_tokenizer(tokenizer, PAD[family])),
-        unet=oracle.randomize(oracle.unet(family, **unet_numbers), seed + 3),
+        unet=oracle.randomize(oracle.unet(family, **unet or {}), 3),
         scheduler=diffusers.DDIMScheduler(**SCHEDULE, prediction_type=PREDICTION[family]),
         safety_checker=None,
         feature_extractor=None,
@@ -243,7 +248,7 @@ def as_pickles(folder: Path, legacy: bool = False) -> Path:
 
 
 def pictures(pipe: Any, prompts: list[str], latents: np.ndarray, **options: Any) -> np.ndarray:
-    """What diffusers draws from unit noise [N, H/8, W/8, 4]: [N, H, W, 3] uint8."""
-    size = {"height": 8 * latents.shape[1], "width": 8 * latents.shape[2]}
-    drawn = pipe(prompts, latents=oracle.nchw(latents), output_type="pil", **size, **options)
+    """What diffusers draws from unit noise [N, h, w, 4]: [N, H, W, 3] uint8."""
+    height, width = (pipe.vae_scale_factor * side for side in latents.shape[1:3])
+    drawn = pipe(prompts, latents=oracle.nchw(latents), output_type="pil", height=height, width=width, **options)
     return np.stack([np.asarray(image) for image in drawn.images])

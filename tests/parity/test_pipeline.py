@@ -66,17 +66,18 @@ def equal_pictures(what: str, drawn: np.ndarray, wanted: np.ndarray) -> None:
 def both(pipe: Any, bundle: ldm.Bundle, sampler: str = "ddim", spacing: str = "leading", **options: Any) -> tuple:
     """The same request to both: our picture, theirs. ``options`` in our words."""
     words = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVES, "clip_skip": 0} | options
-    drawn = ldm.generate(bundle, PROMPTS, sampler=sampler, spacing=spacing, latents=NOISE, progress=False, **words)
+    prompts = words.pop("prompts", PROMPTS)
+    drawn = ldm.generate(bundle, prompts, sampler=sampler, spacing=spacing, latents=NOISE, progress=False, **words)
     scheduler = getattr(oracle.diffusers, SCHEDULERS[sampler])
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
     negative = words["negative"]
     named = {
         "num_inference_steps": words["steps"],
         "guidance_scale": words["guidance"],
-        "negative_prompt": [negative] * len(PROMPTS) if isinstance(negative, str) else negative,
+        "negative_prompt": [negative] * len(prompts) if isinstance(negative, str) else negative,
         "clip_skip": words["clip_skip"] or None,
     }
-    return drawn, layouts.pictures(pipe, PROMPTS, NOISE, **named)
+    return drawn, layouts.pictures(pipe, prompts, NOISE, **named)
 
 
 @pytest.mark.parametrize("sampler", SCHEDULERS)
@@ -105,6 +106,31 @@ def test_requests(options: dict, pipes: dict, bundles: dict):
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
 def test_trailing_spacing(sampler: str, pipes: dict, bundles: dict):
     equal_pictures(f"sd1, {sampler}, trailing", *both(pipes["sd1"], bundles["sd1"], sampler, "trailing"))
+
+
+def test_a_prompt_that_is_too_long_is_cut_in_the_same_place(pipes: dict, bundles: dict):
+    prompts = ["seventy seven tokens are soon spent, " * 20, "short"]
+    with pytest.warns(UserWarning, match="soon spent"):
+        drawn, wanted = both(pipes["sd1"], bundles["sd1"], prompts=prompts)
+    equal_pictures("sd1, long prompt", drawn, wanted)
+
+
+def test_other_numbers_everywhere(tmp_path: Path):
+    """Two levels, one block, few groups, narrow heads: what the libraries' own tests call a dummy pipeline."""
+    size = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4}
+    attends = {"down_block_types": (oracle.DOWN, oracle.CROSS_DOWN), "up_block_types": (oracle.CROSS_UP, oracle.UP)}
+    halves = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    pipe = layouts.pipeline(
+        "sd1",
+        tmp_path / "tokenizer",
+        unet=size | attends | {"cross_attention_dim": 32, "attention_head_dim": (2, 4)},
+        vae=size | halves | {"scaling_factor": 0.5},
+        text={"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2},
+    )
+    pipe.set_progress_bar_config(disable=True)
+    bundle = weights_convert.load(layouts.save_folder(pipe, tmp_path / "folder"))
+    assert bundle.configs.vae.factor == 2
+    equal_pictures("other numbers", *both(pipe, bundle))
 
 
 def test_the_bundle_is_what_the_folder_says(bundles: dict):
@@ -176,11 +202,25 @@ def test_what_we_export_diffusers_draws_as_we_do(bundles: dict, tmp_path: Path):
     equal_pictures("sd2, exported", *both(pipe, bundles["sd2"]))
 
 
-def test_inpainting_model_from_a_single_file(tmp_path: Path):
-    pipe = layouts.pipeline("sd1", tmp_path / "tokenizer", in_channels=9)
-    path = layouts.save_single_file(layouts.single_file(pipe), tmp_path / "inpainting.safetensors")
+def test_inpainting(tmp_path: Path):
+    """A 9-channel model: folder and single file, and diffusers' inpainting picture through ``concat``."""
+    plain = layouts.pipeline("sd1", tmp_path / "tokenizer", unet={"in_channels": 9})
+    path = layouts.save_single_file(layouts.single_file(plain), tmp_path / "inpainting.safetensors")
     bundle = weights_convert.load(path)
-    assert bundle.configs.unet.in_channels == 9
-    layouts.save_folder(pipe, tmp_path / "folder")
-    folder = weights_convert.load(tmp_path / "folder")
-    assert ours.same(bundle.params["unet"], folder.params["unet"])
+    layouts.save_folder(plain, tmp_path / "folder")
+    assert ours.same(bundle.params["unet"], weights_convert.load(tmp_path / "folder").params["unet"])
+    pipe = oracle.diffusers.StableDiffusionInpaintPipeline(**plain.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    mask, masked = np.zeros((2, 8, 12, 1), np.float32), oracle.gaussian(12, 2, 8, 12, 4)
+    mask[:, 2:6, 3:7] = 1.0
+    given = {
+        "image": oracle.nchw(np.zeros((2, 64, 96, 3), np.float32)),
+        "mask_image": oracle.nchw(mask.repeat(8, 1).repeat(8, 2)),
+        "masked_image_latents": oracle.nchw(masked),
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "strength": 1.0,
+    }
+    concat = np.concatenate([mask, masked], axis=-1)
+    drawn = ldm.generate(bundle, PROMPTS, steps=STEPS, guidance=GUIDANCE, latents=NOISE, concat=concat, progress=False)
+    equal_pictures("inpainting", drawn, layouts.pictures(pipe, PROMPTS, NOISE, **given))

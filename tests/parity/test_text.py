@@ -3,12 +3,16 @@
 Limits: float32 rounding through up to 23 layers; measured below 1e-6.
 """
 
+import importlib
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ldm.models.text import TextTower
+from weights_convert import engine
+from weights_convert.parts import text_part
 from weights_convert.tables import text as table
 
 from . import layouts, oracle, ours
@@ -81,6 +85,26 @@ def test_projection_of_the_pooled_state(family: str):
     params = ours.convert(TextTower, numbers, weights, table.layouts(numbers))
     want = model(torch.from_numpy(prompts()).long()).text_embeds.numpy()
     agree(f"text tower, {family}, projected", ours.run(TextTower, numbers)(params, prompts()).pooled, want, TINY)
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["quick_gelu", "gelu"])
+def test_a_whole_openclip_model(quick: bool):
+    """Fused queries, keys and values, an input-first projection, and an image tower that is left aside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clip = importlib.import_module("open_clip.model")
+    seen = clip.CLIPVisionCfg(layers=1, width=64, head_width=32, patch_size=16, image_size=32)
+    read = clip.CLIPTextCfg(context_length=77, vocab_size=49408, width=128, heads=2, layers=3)
+    model = oracle.randomize(clip.CLIP(96, seen, read, quick_gelu=quick), 6)
+    part = text_part("the oracle", ours.tensors(oracle.arrays(model)), activation="quick_gelu" if quick else "gelu")
+    ids = torch.from_numpy(prompts()).long()
+    before_last = model.token_embedding(ids) + model.positional_embedding
+    for block in model.transformer.resblocks[:-1]:
+        before_last = block(before_last, attn_mask=model.attn_mask)
+    encode, params = ours.run(TextTower, part.config), engine.convert(part, "float32")
+    pooled, skipped = encode(params, prompts(), 0).pooled, encode(params, prompts(), 1).context
+    agree(f"OpenCLIP text tower, projected, quick {quick}", pooled, model.encode_text(ids), TINY)
+    agree(f"OpenCLIP text tower, penultimate, quick {quick}", skipped, model.ln_final(before_last), TINY)
 
 
 @pytest.mark.full
