@@ -95,12 +95,12 @@ def test_there_is_something_to_look_at():
     assert any(jit_lines(path) for path in FILES)
 
 
-@pytest.mark.parametrize("path", FILES + LESSONS, ids=str)
+@pytest.mark.parametrize("path", FILES + LESSONS, ids=name_of)
 def test_no_file_imports_pytorch_or_what_needs_it(path):
     assert not {module for module in imports(path) if module.split(".")[0] in FOREIGN}
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_point_downwards(path):
     name = name_of(path)
     package = ".".join(name.split(".")[:2])
@@ -119,7 +119,7 @@ def test_lessons_import_only_ldm():
         assert not {module for module in imports(path) if module.startswith(("weights_convert", "tests"))}, path
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_and_functions_are_short_and_say_what_they_are(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= LONGEST_FILE
