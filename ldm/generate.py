@@ -177,7 +177,13 @@ def _token_ids(bundle: Bundle, prompts: list[str], negative: str | Sequence[str]
         raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one for each")
     if bundle.tokenizer is None:
         raise ValueError("this checkpoint has no tokenizer")
-    return bundle.tokenizer([*negatives, *prompts], bundle.configs.text.length)
+    ids = bundle.tokenizer([*negatives, *prompts], bundle.configs.text.length)
+    if ids.max() >= bundle.configs.text.vocabulary:
+        raise ValueError(
+            f"the tokenizer gave token {ids.max()}, but the text tower knows {bundle.configs.text.vocabulary}: "
+            "they do not belong together"
+        )
+    return ids
 
 
 def latent_shape(bundle: Bundle, size: tuple[int, int] | None) -> tuple[int, int, int]:

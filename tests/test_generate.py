@@ -174,6 +174,12 @@ def test_a_part_alone_draws_nothing(tiny):
         draw(vae_only)
 
 
+def test_a_tokenizer_of_another_model_is_found_out(tiny):
+    small = dataclasses.replace(tiny.configs.text, vocabulary=1000)
+    with pytest.raises(ValueError, match="token 49407, but the text tower knows 1000"):
+        draw(dataclasses.replace(tiny, configs=dataclasses.replace(tiny.configs, text=small)))
+
+
 def test_taesd_stands_in_for_the_autoencoder(tiny):
     config = TinyVAEConfig(width=8)
     configs = dataclasses.replace(tiny.configs, vae=config)

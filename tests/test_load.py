@@ -1,5 +1,7 @@
 """Loading: every public layout gives the same bundle."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,16 @@ def test_a_single_file_is_the_same_model(tiny, tiny_folder, tmp_path):
     assert same(guessed, tiny)
     assert guessed.configs.unet.heads == (8, 8)
     assert guessed.size == (512, 512)
+
+
+def test_a_single_file_in_a_hub_folder_takes_its_configurations(tiny, tiny_folder, tmp_path):
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "hub"))
+    bundle = weights_convert.load(single_file(tiny, folder / "model.safetensors"))
+    assert bundle.configs == tiny.configs
+    assert bundle.size == tiny.size
+    data = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps(data | {"cross_attention_dim": 1024}))  # another model's
+    assert weights_convert.load(folder / "model.safetensors").configs.unet.context_dim == 64
 
 
 def test_the_extension_does_not_matter(tiny, tmp_path):

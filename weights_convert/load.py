@@ -8,7 +8,7 @@ from typing import Any
 import ldm.bundle
 from ldm.bundle import Bundle, as_dtype
 from ldm.schedule import PREDICTIONS, check_name
-from weights_convert.engine import convert
+from weights_convert.engine import compare, convert
 from weights_convert.folder import configs_of, find_in_folder
 from weights_convert.parts import Found
 from weights_convert.reading import fetch
@@ -32,7 +32,8 @@ def load(
     source      a folder of the model hub's layout or of our own, a single ``.safetensors`` or ``.ckpt`` file (told by
                 content, not by name), or a hub id such as "owner/name" where no such path exists
     dtype       "float32", "bfloat16" or "float16": weights are cast once, and the networks compute in it
-    config      for a single file: a hub folder whose configurations (not weights) to use, in place of guessing
+    config      for a single file: a hub folder whose configurations (not weights) to use, in place of guessing. A file
+                that lies in a hub folder takes that folder's, where they fit
     vae         another autoencoder, or TAESD, to use in place of the checkpoint's own
     prediction  "epsilon", "v_prediction" or "sample", where a single file does not say
     ema         the U-Net's averaged weights, where a single file has both
@@ -64,13 +65,21 @@ def find(
     if prediction is not None:
         check_name("prediction type", prediction, PREDICTIONS)
     if not path.is_dir():
-        return find_in_file(path, configs_of(located(config)) if config is not None else None, prediction, ema)
+        return _find_in_file(path, config, prediction, ema)
     found = find_in_folder(path, variant)
     if prediction is None:
         return found
     schedule = replace(found.bundle.configs.schedule, prediction=prediction)
     bundle = replace(found.bundle, configs=replace(found.bundle.configs, schedule=schedule))
     return replace(found, bundle=bundle, prediction_from="as given")
+
+
+def _find_in_file(path: Path, config: str | Path | None, prediction: str | None, ema: bool) -> Found:
+    if config is None and (path.parent / "model_index.json").exists():  # a hub folder that has both forms
+        found = find_in_file(path, configs_of(path.parent), prediction, ema)
+        if not any(str(compare(part)) for part in found.parts.values()):
+            return found
+    return find_in_file(path, None if config is None else configs_of(located(config)), prediction, ema)
 
 
 def located(source: str | Path) -> Path:

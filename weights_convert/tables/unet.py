@@ -119,8 +119,21 @@ FIXED = {  # what our U-Net does; a configuration that asks for anything else is
     "only_cross_attention": False,
     "resnet_time_scale_shift": "default",
     "num_class_embeds": None,
+    "encoder_hid_dim_type": None,
     "encoder_hid_dim": None,
     "time_cond_proj_dim": None,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "attention_type": "default",
+    "cross_attention_norm": None,
+    "reverse_transformer_layers_per_block": None,
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
 }
 
 
