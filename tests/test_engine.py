@@ -213,5 +213,20 @@ def test_head_counts_are_called_attention_head_dim_in_public_files():
     assert sd2 == UNetConfig(channels=(32, 64), depth=(1, 0), heads=(5, 10), context_dim=1280)
 
 
+@pytest.mark.parametrize(
+    ("context", "ndim", "heads"),
+    [(768, 4, (8, 8)), (768, 2, (8, 8)), (1024, 4, (1, 2)), (1024, 2, (1, 2)), (24, 4, (8, 8)), (24, 2, (1, 2))],
+)
+def test_heads_of_a_single_file_follow_its_generation(context, ndim, heads):
+    config = UNetConfig(channels=(64, 128), blocks=1, depth=(1, 0), heads=heads, context_dim=context)
+    layout = unet.single_file(config)
+    tensors = {}
+    for name, spec in shapes(UNet, config).items():
+        key = layout.public(name)
+        shape = to_public(key, np.empty(spec.shape)).shape
+        tensors[key] = Held((*shape, 1, 1) if ndim == 4 and "proj_in.weight" in key else shape)
+    assert unet_part("x", tensors).config == config
+
+
 def test_rules_apply_to_our_names():
     assert Layout("t", ((r"^a\.", "b."),)).public("a.kernel") == "b.weight"

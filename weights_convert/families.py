@@ -4,10 +4,10 @@ import re
 from dataclasses import dataclass
 
 from weights_convert.engine import Tensors, below
+from weights_convert.tables.unet import SD1_CONTEXT, SD2_CONTEXT, XL_CONTEXT
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT_FOLDER, TEXT_OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
-SD1_CONTEXT, SD2_CONTEXT, XL_CONTEXT = 768, 1024, 2048
 
 # Tensors of single files that carry nothing for us: buffers of the noise schedule, and marks that other tools read.
 BUFFERS = (

@@ -18,6 +18,7 @@ from weights_convert import families
 from weights_convert.engine import Tensors, below
 from weights_convert.parts import Found, alone, taesd_part, text_part, unet_part, vae_part
 from weights_convert.reading import Checkpoint, read_file
+from weights_convert.tables.unet import is_first_generation
 
 EPSILON_STEP = 875_000  # global_step of the Stable Diffusion 2.x files that predict eps
 V_SPREAD = 0.09  # see prediction_of
@@ -122,23 +123,23 @@ def ema_weights(path: Path, tensors: Tensors) -> dict:
 def prediction_of(checkpoint: Checkpoint, unet_tensors: Tensors, config: Any) -> tuple[str, str]:
     """(prediction type, how it was found). It is not in the weights; these signs are what public tools go by, in turn:
 
-    the file's own metadata; an empty tensor named ``v_pred``; a context that is not Stable Diffusion 2's 1024 (they
-    all predict eps); extra input channels (eps); the training step of the eps files; the spread of one bias, which is
-    0.1 and more in the published v-models and half of that in the others.
+    the file's own metadata; an empty tensor named ``v_pred``; Stable Diffusion 1.x's kind (they all predict eps); extra
+    input channels (eps); the training step of the eps files; the spread of one bias, which is 0.1 and more in the
+    published v-models and half of that in the others. Where nothing is learned (the bias is 0), 2.x means v.
     """
     stated = checkpoint.metadata.get("modelspec.prediction_type", "")
     if stated in ("epsilon", "eps", "v", "v_prediction"):
         return ("v_prediction" if stated.startswith("v") else "epsilon"), "its metadata"
     if "v_pred" in checkpoint.tensors:
         return "v_prediction", "the tensor v_pred"
-    if len(unet_tensors["middle_block.1.proj_in.weight"].shape) == 4 or config.context_dim == families.SD1_CONTEXT:
+    if is_first_generation(unet_tensors):
         return "epsilon", "as all of Stable Diffusion 1.x"
     if config.in_channels != 4:
         return "epsilon", "as all 2.x models with extra channels"
     if checkpoint.extras.get("global_step") == EPSILON_STEP:
         return "epsilon", f"global_step {EPSILON_STEP}"
     spread = float(np.std(unet_tensors[V_PROBE].read().astype(np.float32))) if V_PROBE in unet_tensors else 0.0
-    return ("v_prediction" if spread > V_SPREAD else "epsilon"), f"a guess: the spread of one bias is {spread:.3f}"
+    return ("epsilon" if 0 < spread <= V_SPREAD else "v_prediction"), f"a guess: the spread of one bias is {spread:.3f}"
 
 
 def activation_of(checkpoint: Checkpoint) -> str:

@@ -11,6 +11,9 @@ from typing import Any
 from ldm.models.unet import UNetConfig
 from weights_convert.engine import Layout, Tensors
 
+SD1_CONTEXT, SD2_CONTEXT, XL_CONTEXT = 768, 1024, 2048
+CONTEXT_PROBE = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+
 TRANSFORMER = (
     (r"\.blocks\.(\d+)\.self_attn\.", r".transformer_blocks.\1.attn1."),
     (r"\.blocks\.(\d+)\.cross_attn\.", r".transformer_blocks.\1.attn2."),
@@ -73,11 +76,22 @@ def single_file(config: UNetConfig) -> Layout:
     return Layout("single-file U-Net", rules)
 
 
+def is_first_generation(tensors: Tensors) -> bool:
+    """Whether a single-file U-Net is of Stable Diffusion 1.x's kind: 8 heads everywhere, and eps predicted.
+
+    Later kinds have heads 64 wide. The published widths of the context decide; for any other width, 1x1 convolutions
+    around the transformers mean the first kind and linear layers a later one. (For the published widths they do not:
+    some tools save one as the other.)
+    """
+    known = {SD1_CONTEXT: True, SD2_CONTEXT: False, XL_CONTEXT: False}
+    convolutions = len(tensors["middle_block.1.proj_in.weight"].shape) == 4
+    return known.get(tensors[CONTEXT_PROBE].shape[1], convolutions)
+
+
 def config_from_shapes(tensors: Tensors) -> UNetConfig:
     """The numbers of a single-file U-Net (names without prefix), read off its shapes.
 
-    Head counts are not in the shapes: files with 1x1 convolutions around their transformers (Stable Diffusion 1.x)
-    have 8 heads, those with linear layers (2.x, SDXL) have heads 64 wide. Raises ValueError where a tensor that every
+    Head counts are not in the shapes: see :func:`is_first_generation`. Raises ValueError where a tensor that every
     U-Net has is missing.
     """
     size = lambda key, axis: tensors[key].shape[axis]
@@ -89,7 +103,7 @@ def config_from_shapes(tensors: Tensors) -> UNetConfig:
         n = downs[0] if downs else 3
         levels = range(len(downs) + 1)
         channels = tuple(size(f"input_blocks.{n * i + 1}.0.out_layers.3.weight", 0) for i in levels)
-        linear = len(tensors["middle_block.1.proj_in.weight"].shape) == 2
+        eight = is_first_generation(tensors)
         return UNetConfig(
             in_channels=size("input_blocks.0.0.weight", 1),
             out_channels=size("out.2.weight", 0),
@@ -97,8 +111,8 @@ def config_from_shapes(tensors: Tensors) -> UNetConfig:
             blocks=n - 1,
             depth=tuple(depth_at(rf"input_blocks\.{n * i + 1}\.1") for i in levels),
             middle_depth=depth_at(r"middle_block\.1"),
-            heads=tuple(max(c // 64, 1) for c in channels) if linear else (8,) * len(channels),
-            context_dim=size("middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
+            heads=(8,) * len(channels) if eight else tuple(max(c // 64, 1) for c in channels),
+            context_dim=size(CONTEXT_PROBE, 1),
             pooled_dim=size("label_emb.0.0.weight", 1) if "label_emb.0.0.weight" in tensors else 0,
             groups=gcd(32, *channels),  # 32 in all published ones
         )
