@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ldm.tokenizer import Tokenizer
-from tests.parity import oracle
+
+from . import oracle
 
 PADS = ["<|endoftext|>", "!"]
 MARKS = [chr(code) for code in range(0x110000) if unicodedata.combining(chr(code))]
