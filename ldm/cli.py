@@ -20,7 +20,7 @@ import weights_convert
 from ldm.bundle import DTYPES
 from ldm.generate import decode, generate
 from ldm.samplers import SAMPLERS
-from ldm.schedule import PREDICTIONS, SPACINGS
+from ldm.schedule import PREDICTIONS, SPACINGS, check_name
 from weights_convert.inspection import inspect
 
 
@@ -86,6 +86,8 @@ def run_generate(args: argparse.Namespace) -> None:
     """``ldm generate``."""
     if args.count < 1:
         raise ValueError(f"--count must be at least 1, got {args.count}")
+    check_name("sampler", args.sampler, SAMPLERS)  # generate would say so too, but only after the weights are read
+    check_name("spacing", args.spacing, SPACINGS)
     for path in (args.out, args.save_latents):
         check_writable(path)
     latents = None if args.latents is None else read_array(args.latents)
