@@ -116,7 +116,8 @@ def test_every_protocol_of_pickle(tmp_path, protocol, zipped):
 def test_a_training_checkpoint(tmp_path, zipped):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 4))
     optimizer = torch.optim.AdamW(model.parameters())
-    model[2](torch.ones(4)).sum().backward()
+    with torch.enable_grad():
+        model[2](torch.ones(4)).sum().backward()
     optimizer.step()
     content = {"state_dict": model.state_dict(), "global_step": 3, "optimizer_states": [optimizer.state_dict()]}
     content |= {"best": np.float64(0.5), "shape": torch.Size([1, 2]), "device": torch.device("cpu"), "t": torch.float16}
