@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from ldm import weights_file
 from ldm.models.autoencoder import VAE, VAEConfig
 from ldm.models.layers import Params, bind, shapes
 from ldm.models.taesd import TinyVAE, TinyVAEConfig
@@ -104,7 +104,7 @@ def save(bundle: Bundle, folder: str | Path) -> None:
 
     def write(to: Path) -> None:
         for part in parts:
-            save_file({name: np.asarray(a) for name, a in bundle.params[part].items()}, to / f"{part}.safetensors")
+            weights_file.write(bundle.params[part], to / f"{part}.safetensors")
         if bundle.tokenizer is not None:
             bundle.tokenizer.save(to / "tokenizer")
         (to / "config.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -124,6 +124,7 @@ def load(folder: str | Path, dtype: Any = None) -> Bundle:
         raise ValueError(
             f"{folder / 'config.json'}: not a configuration that this version understands ({error})"
         ) from None
+    dtype = None if dtype is None else as_dtype(dtype)
     params = {part: _load_part(folder / f"{part}.safetensors", c, dtype) for part, c in parts.items()}
     tokenizer = Tokenizer.from_folder(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     return Bundle(configs, params, tokenizer, size)
@@ -164,18 +165,12 @@ def rebuilt(kind: type, data: Mapping[str, Any]) -> Any:
 
 
 def _load_part(path: Path, config: Any, dtype: Any) -> Params:
-    wanted = shapes(MODELS[type(config)], config)
-    dtype = None if dtype is None else as_dtype(dtype)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            stored = set(file.keys())
-            if stored != set(wanted):
-                odd = sorted(stored ^ set(wanted))
-                raise ValueError(f"{path}: {len(odd)} tensors do not fit its config.json, such as {odd[0]}")
-            params = {name: jnp.asarray(file.get_tensor(name), dtype) for name in wanted}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
+    wanted, stored = shapes(MODELS[type(config)], config), weights_file.read(path)
+    if set(stored) != set(wanted):
+        odd = sorted(set(stored) ^ set(wanted))
+        raise ValueError(f"{path}: {len(odd)} tensors do not fit its config.json, such as {odd[0]}")
     for name, spec in wanted.items():
-        if params[name].shape != spec.shape:
-            raise ValueError(f"{path}: {name} is {params[name].shape}, but its config.json means {spec.shape}")
-    return params
+        if stored[name].shape != spec.shape:
+            raise ValueError(f"{path}: {name} is {stored[name].shape}, but its config.json means {spec.shape}")
+    cast = {name: stored[name] if dtype is None else stored[name].astype(dtype, copy=False) for name in wanted}
+    return jax.device_put(cast)

@@ -35,7 +35,7 @@ LAYERS = [
     ["ldm.guidance"],
     ["ldm.samplers"],
     ["ldm.denoiser"],
-    ["ldm.schedule", "ldm.tokenizer", "ldm.progress"],
+    ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file"],
     ["ldm.vocabulary", "ldm.conditioning", "ldm.hooks"],
     ["ldm.attention"],
 ]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -155,7 +156,7 @@ def convert(part: Part, dtype: Any) -> Params:
         array = np.array(view, dtype=jnp.dtype(dtype), order="C")
         if not np.isfinite(array).all():
             broken.append(bare(public))
-        params[name] = jnp.asarray(array)
+        params[name] = jax.device_put(array)
     if broken:
         warnings.warn(f"{part.what}: NaN or infinite weights in {_some(broken)}", stacklevel=2)
     return params
