@@ -11,10 +11,9 @@ eta, spacing, CLIP skip and given latents are run-time values: changing them com
 """
 
 import functools
-import operator
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,24 +25,13 @@ from ldm.bundle import Bundle, Configs, module
 from ldm.conditioning import Conditioning
 from ldm.denoiser import from_network
 from ldm.guidance import cfg, paired
+from ldm.inputs import Inputs, arrays, check_parts, number, texts, token_ids, whole
 from ldm.models.taesd import TinyVAEConfig
-from ldm.samplers import SAMPLERS, START, Plan, image_keys, make_plan, sample, unit_noise
+from ldm.samplers import SAMPLERS, START, image_keys, make_plan, sample, unit_noise
 from ldm.schedule import check_name
 
 OUTPUTS = ("uint8", "latents")
-
-
-class Inputs(NamedTuple):
-    """The run-time values of one call, a pytree."""
-
-    ids: Array  # [2N, S] int32: negative prompts, then prompts
-    clip_skip: Array  # []
-    guidance: Array  # []
-    seed: Array  # [] uint32
-    plan: Plan
-    latents: Array  # [N, h, w, Z] unit noise, where `given`
-    given: Array  # [] bool
-    concat: Array | None  # [N, h, w, C'] stacked on the latent's channels, for models that want it
+NOT_FINITE = "are the weights whole, and does dtype float32 help?"
 
 
 def encode_text(configs: Configs, params: Any, ids: Array, skip: Array) -> Conditioning:
@@ -64,7 +52,7 @@ def to_uint8(pictures: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("configs", "sampler", "output", "progress"))
-def _generate(params: Any, inputs: Inputs, *, configs: Configs, sampler: str, output: str, progress: bool) -> Array:
+def _generate(params: Any, inputs: Inputs, *, configs: Configs, sampler: str, output: str, progress: bool) -> tuple:
     unet = module(configs, params, "unet")
     count, *shape = inputs.latents.shape
     skip = jnp.where(jnp.arange(2 * count) < count, 0, inputs.clip_skip)  # negative prompts keep every layer
@@ -84,7 +72,9 @@ def _generate(params: Any, inputs: Inputs, *, configs: Configs, sampler: str, ou
         noise_at=lambda step: unit_noise(keys, step, tuple(shape)),
         on_step=progress_bar.tick if progress else None,
     )
-    return x if output == "latents" else to_uint8(decode_latents(configs, params, x))
+    result = x if output == "latents" else decode_latents(configs, params, x)
+    finite = jnp.isfinite(result).all(axis=(1, 2, 3))
+    return (result if output == "latents" else to_uint8(result)), finite
 
 
 @functools.partial(jax.jit, static_argnames="configs")
@@ -95,6 +85,9 @@ def _decode(params: Any, z: Array, *, configs: Configs) -> Array:
 def decode(bundle: Bundle, latents: Any) -> np.ndarray:
     """Latents [N, h, w, Z], as ``generate(output="latents")`` gives them -> pictures [N, H, W, 3] uint8."""
     bundle.require("vae")
+    shape = np.shape(latents)
+    if len(shape) != 4 or shape[3] != bundle.configs.vae.latent_channels:
+        raise ValueError(f"latents have shape {shape}, but [N, h, w, {bundle.configs.vae.latent_channels}] is needed")
     return np.asarray(_decode({"vae": bundle.params["vae"]}, np.asarray(latents, np.float32), configs=bundle.configs))
 
 
@@ -138,78 +131,25 @@ def generate(
     Returns a NumPy array. Raises ValueError, in one sentence, for what cannot be; warns where a prompt is cut at the
     tower's 77 tokens.
     """
-    bundle.require("unet", "text", *(["vae"] if output == "uint8" else []))
     check_name("output", output, OUTPUTS)
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not prompts:
-        raise ValueError("no prompt: give one text or a list of them")
-    latents, given, concat = _arrays(bundle, len(prompts), size, latents, concat)
+    bundle.require("unet", "text", *(["vae"] if output == "uint8" else []))
+    check_parts(bundle)
+    prompts, schedule = texts("prompts", prompts), bundle.configs.schedule
+    latents, given, concat = arrays(bundle, len(prompts), size, latents, concat)
+    steps = whole("steps", steps, 1, schedule.train_steps)
     inputs = Inputs(
-        ids=_token_ids(bundle, prompts, negative),
-        clip_skip=np.int32(_within("clip_skip", clip_skip, bundle.configs.text.layers - 1)),
-        guidance=np.float32(guidance),
-        seed=np.uint32(_within("seed", seed, 2**32 - 1)),
-        plan=make_plan(bundle.configs.schedule, sampler, spacing, steps, eta, most=bundle.configs.schedule.train_steps),
+        ids=token_ids(bundle, prompts, texts("negative", negative, len(prompts))),
+        clip_skip=np.int32(whole("clip_skip", clip_skip, 0, bundle.configs.text.layers - 1)),
+        guidance=np.float32(number("guidance", guidance)),
+        seed=np.uint32(whole("seed", seed, 0, 2**32 - 1)),
+        plan=make_plan(schedule, sampler, spacing, steps, eta and number("eta", eta), most=schedule.train_steps),
         latents=latents,
         given=np.bool_(given),
         concat=concat,
     )
+    static = {"configs": bundle.configs, "sampler": sampler, "output": output, "progress": bool(progress)}
     with progress_bar.bar(progress, steps):
-        run = _generate(
-            bundle.params, inputs, configs=bundle.configs, sampler=sampler, output=output, progress=progress
-        )
-        result = np.asarray(run)
-    if result.dtype == np.float32 and not np.isfinite(result).all():
-        warnings.warn("the latents are not finite: try dtype float32 or bfloat16", stacklevel=2)
+        result, finite = map(np.asarray, _generate(bundle.params, inputs, **static))
+    if not finite.all():
+        warnings.warn(f"{(~finite).sum()} of {len(finite)} pictures are not finite: {NOT_FINITE}", stacklevel=2)
     return result
-
-
-def _within(name: str, value: int, most: int) -> int:
-    value = operator.index(value)
-    if not 0 <= value <= most:
-        raise ValueError(f"{name} must be between 0 and {most}, got {value}")
-    return value
-
-
-def _token_ids(bundle: Bundle, prompts: list[str], negative: str | Sequence[str]) -> np.ndarray:
-    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
-    if len(negatives) != len(prompts):
-        raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one, or one for each")
-    if bundle.tokenizer is None:
-        raise ValueError("this checkpoint has no tokenizer")
-    ids = bundle.tokenizer([*negatives, *prompts], bundle.configs.text.length)
-    if ids.max() >= bundle.configs.text.vocabulary:
-        raise ValueError(
-            f"the tokenizer gave token {ids.max()}, but the text tower knows {bundle.configs.text.vocabulary}: "
-            "they do not belong together"
-        )
-    return ids
-
-
-def latent_shape(bundle: Bundle, size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """(h, w, Z) of the latents of a picture of ``size`` (width, height); ValueError if it is no multiple of 8."""
-    vae, (width, height) = bundle.configs.vae, bundle.size if size is None else size
-    factor = 8 if vae is None else vae.factor
-    if width < factor or height < factor or width % factor or height % factor:
-        near = [max(factor, round(n / factor) * factor) for n in (width, height)]
-        raise ValueError(f"size {width}x{height} is not a multiple of {factor} both ways; try {near[0]}x{near[1]}")
-    return height // factor, width // factor, bundle.configs.unet.out_channels
-
-
-def _arrays(bundle: Bundle, count: int, size: Any, latents: Any, concat: Any) -> tuple[np.ndarray, bool, Any]:
-    """Latents (zeros where none are given), whether they were given, and concat; all checked."""
-    if size is None and latents is not None and np.ndim(latents) == 4:
-        factor = 8 if bundle.configs.vae is None else bundle.configs.vae.factor
-        size = (np.shape(latents)[2] * factor, np.shape(latents)[1] * factor)
-    h, w, z = latent_shape(bundle, size)
-    extra = bundle.configs.unet.in_channels - z
-    for name, array, channels in (("latents", latents, z), ("concat", concat, extra)):
-        if array is not None and np.shape(array) != (count, h, w, channels):
-            raise ValueError(f"{name} has shape {np.shape(array)}, but {(count, h, w, channels)} is needed here")
-    if extra and concat is None:
-        raise ValueError(
-            f"this model takes {extra} channels beside the latent (inpainting and its like): give them as concat"
-        )
-    given = latents is not None
-    latents = np.asarray(latents if given else np.zeros((count, h, w, z)), np.float32)
-    return latents, given, None if concat is None else np.asarray(concat, np.float32)

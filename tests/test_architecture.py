@@ -27,6 +27,7 @@ LAYERS = [
     ["ldm.cli"],
     ["ldm"],
     ["ldm.generate"],
+    ["ldm.inputs"],
     ["ldm.editing", "ldm.evaluation", "ldm.training"],
     ["ldm.adapters"],
     ["ldm.bundle"],

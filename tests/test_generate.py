@@ -144,6 +144,15 @@ def test_a_long_prompt_is_cut_with_a_warning(tiny):
         ({"seed": -1}, "seed must be between 0 and 4294967295, got -1"),
         ({"eta": 2.0}, "eta must be between 0 and 1"),
         ({"sampler": "euler", "eta": 0.5}, "'euler' has no eta"),
+        ({"steps": 2.0}, "steps must be a whole number, got 2.0"),
+        ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),
+        ({"guidance": None}, "guidance must be a finite number"),
+        ({"negative": None}, "negative must be a text or a list of texts"),
+        ({"prompts": ["a", 1]}, "prompts must be a text or a list of texts"),
+        ({"size": 64}, r"size must be \(width, height\) in pixels, got 64"),
+        ({"size": (2**20, 2**20)}, "is more than 67108864 pixels"),
+        ({"latents": np.full((1, 6, 8, 4), np.nan)}, "latents must be finite real numbers"),
+        ({"latents": np.zeros((1, 6, 8, 4), complex)}, "latents must be finite real numbers"),
         ({"output": "jpeg"}, "unknown output 'jpeg'"),
         ({"prompts": []}, "no prompt"),
         ({"latents": np.zeros((1, 6, 8, 3))}, r"latents has shape \(1, 6, 8, 3\), but \(1, 6, 8, 4\)"),
@@ -172,6 +181,25 @@ def test_a_part_alone_draws_nothing(tiny):
     vae_only = Bundle(Configs(vae=tiny.configs.vae), {"vae": tiny.params["vae"]})
     with pytest.raises(ValueError, match="holds vae, but unet, text is needed too"):
         draw(vae_only)
+
+
+def test_parts_that_do_not_meet_are_found_out(tiny):
+    for part, change, message in [
+        ("unet", {"context_dim": 32}, "text tower is 64 wide, the U-Net's context 32"),
+        ("vae", {"latent_channels": 16}, "latents have 16 channels, the U-Net's 4"),
+    ]:
+        config = dataclasses.replace(getattr(tiny.configs, part), **change)
+        with pytest.raises(ValueError, match=message):
+            draw(dataclasses.replace(tiny, configs=dataclasses.replace(tiny.configs, **{part: config})))
+    with pytest.raises(ValueError, match=r"\[N, h, w, 4\] is needed"):
+        ldm.decode(tiny, np.zeros((6, 8, 4)))
+
+
+@pytest.mark.parametrize("output", ["uint8", "latents"])
+def test_weights_that_are_not_finite_draw_with_a_warning(tiny, output):
+    broken = {**tiny.params["unet"], "conv_out.bias": np.full(4, np.nan, np.float32)}
+    with pytest.warns(UserWarning, match="1 of 1 pictures are not finite"):
+        draw(dataclasses.replace(tiny, params={**tiny.params, "unet": broken}), output=output)
 
 
 def test_a_tokenizer_of_another_model_is_found_out(tiny):
