@@ -21,6 +21,7 @@ from weights_convert.reading import Checkpoint, read_file
 from weights_convert.tables.unet import is_first_generation
 
 EPSILON_STEP = 875_000  # global_step of the Stable Diffusion 2.x files that predict eps
+LAST_LAYER_MARKS = ("text_projection", "logit_scale", "transformer.resblocks.23.ln_1.weight")  # any: 24 layers, not 23
 V_SPREAD = 0.09  # see prediction_of
 V_PROBE = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
@@ -51,10 +52,10 @@ def find_in_file(path: Path, like: Bundle | None = None, prediction: str | None 
 
 
 def unwrapped(tensors: Tensors) -> Tensors:
-    """Drops a prefix that training wrappers put before EVERY name."""
-    for prefix in ("module.", "_orig_mod.", "state_dict."):
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            return unwrapped(below(tensors, prefix))
+    """Drops the prefixes that training wrappers put before EVERY name."""
+    wrappers = ("module.", "_orig_mod.", "state_dict.")
+    while tensors and (found := [w for w in wrappers if all(key.startswith(w) for key in tensors)]):
+        tensors = below(tensors, found[0])
     return tensors
 
 
@@ -73,20 +74,24 @@ def _pipeline(
     ema: bool,
 ) -> Found:
     check_leftovers(path, tensors)
+    tensors = {key: t for key, t in tensors.items() if not key.endswith("embeddings.position_ids")}
     known = like.configs if like else Configs()
     inner, openclip = below(tensors, families.UNET), below(tensors, families.TEXT_OPENCLIP)
     encoder, activation = (openclip, "gelu") if openclip else (below(tensors, families.TEXT_FOLDER), "quick_gelu")
-    parts = {
-        "unet": unet_part(f"{path}: the U-Net", ema_weights(path, tensors) if ema else inner, known.unet),
-        "vae": vae_part(f"{path}: the autoencoder", below(tensors, families.VAE), known.vae),
-        "text": text_part(f"{path}: the text tower", encoder, known.text, activation, penultimate=bool(openclip)),
-    }
+    parts = {"unet": unet_part(f"{path}: the U-Net", ema_weights(path, tensors) if ema else inner, known.unet)}
+    if autoencoder := below(tensors, families.VAE):
+        parts["vae"] = vae_part(f"{path}: the autoencoder", autoencoder, known.vae)
+    if encoder:
+        penultimate = any(mark in openclip for mark in LAST_LAYER_MARKS)
+        parts["text"] = text_part(f"{path}: the text tower", encoder, known.text, activation, penultimate)
     if prediction is None and like is None:
         prediction, why = prediction_of(checkpoint, inner, parts["unet"].config)
     else:
         prediction, why = prediction or known.schedule.prediction, "as given"
     configs = {name: part.config for name, part in parts.items()}
     schedule = replace(known.schedule if like else NoiseSchedule(), prediction=prediction)
+    if "ztsnr" in tensors:
+        schedule = replace(schedule, zero_terminal_snr=True)
     side = 768 if prediction == "v_prediction" else 512
     tokenizer = like.tokenizer if like else Tokenizer.clip(pad="!" if openclip else "<|endoftext|>")
     bundle = Bundle(Configs(**configs, schedule=schedule), {}, tokenizer, like.size if like else (side, side))
