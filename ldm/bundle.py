@@ -76,13 +76,18 @@ def as_dtype(name: Any) -> np.dtype:
     return jnp.dtype(name)
 
 
+def check_vacant(path: Path) -> None:
+    """Raises ValueError if ``path`` is a file, or a folder that is not empty."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path}: already exists and is not an empty folder; choose another place")
+
+
 def into_place(path: Path, write: Any) -> None:
     """Calls ``write(temporary folder)``, then renames that folder to ``path``: all of it appears, or nothing.
 
-    Raises ValueError if ``path`` is a file, or a folder that is not empty.
+    Raises ValueError as :func:`check_vacant` does.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path}: already exists and is not an empty folder; choose another place")
+    check_vacant(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import weights_convert
-from ldm.bundle import DTYPES
+from ldm.bundle import DTYPES, check_vacant
 from ldm.generate import decode, generate
 from ldm.samplers import SAMPLERS
 from ldm.schedule import PREDICTIONS, SPACINGS, check_name
@@ -88,8 +88,8 @@ def run_generate(args: argparse.Namespace) -> None:
         raise ValueError(f"--count must be at least 1, got {args.count}")
     check_name("sampler", args.sampler, SAMPLERS)  # generate would say so too, but only after the weights are read
     check_name("spacing", args.spacing, SPACINGS)
-    for path in (args.out, args.save_latents):
-        check_writable(path)
+    paths = [args.out] if args.count == 1 else [args.out.with_stem(f"{args.out.stem}-{i}") for i in range(args.count)]
+    check_outputs(paths, args.save_latents)
     latents = None if args.latents is None else read_array(args.latents)
     bundle = weights_convert.load(args.model, args.dtype, vae=args.vae, **_options(args))
     names = ("negative", "steps", "guidance", "sampler", "spacing", "seed", "size", "clip_skip", "eta")
@@ -104,17 +104,23 @@ def run_generate(args: argparse.Namespace) -> None:
     sources = {
         name: str(getattr(args, name)) for name in ("model", "vae", "latents") if getattr(args, name) is not None
     }
-    record = {"prompt": args.prompt, **sources, "dtype": args.dtype, **settings}
-    paths = [args.out] if args.count == 1 else [args.out.with_stem(f"{args.out.stem}-{i}") for i in range(args.count)]
+    told = {name: value for name, value in _options(args).items() if value}
+    record = {"prompt": args.prompt, **sources, **told, "dtype": args.dtype, **settings}
     for index, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
         write_png(path, picture, record | {"index": index, "size": [picture.shape[1], picture.shape[0]]})
         print(path)
 
 
-def check_writable(path: Path | None) -> None:
-    """Raises ValueError before any work is done if the folder of ``path`` is missing or cannot be written to."""
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise ValueError(f"{path}: cannot be written (is it a folder, or is its folder missing or read-only?)")
+def check_outputs(pictures: list[Path], latents: Path | None) -> None:
+    """Raises ValueError, before any work is done, if one of the files to write cannot be."""
+    odd = [path for path in pictures if path.suffix.lower() != ".png"]
+    if odd:
+        raise ValueError(f"{odd[0]}: pictures are written as PNG; give --out a name that ends in .png")
+    for path in [*pictures, *([latents] if latents else [])]:
+        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise ValueError(f"{path}: cannot be written (is it a folder, or is its folder missing or read-only?)")
+    if latents in pictures:
+        raise ValueError(f"{latents}: is to hold both the picture and the latents; give two names")
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -151,6 +157,7 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 def run_convert(args: argparse.Namespace) -> None:
     """``ldm convert``."""
+    check_vacant(args.destination)  # save would say so too, but only after the weights are read
     bundle = weights_convert.load(args.source, args.dtype, vae=args.vae, **_options(args))
     weights_convert.save(bundle, args.destination)
     print(args.destination)
@@ -169,6 +176,9 @@ def main(argv: list[str] | None = None) -> int:
             COMMANDS[args.command](args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("error: this machine has not the memory for it; try a smaller --size or --count", file=sys.stderr)
         return 2
     except jax.errors.JaxRuntimeError as error:  # no memory left, most often
         print(f"error: the accelerator gave up: {str(error).splitlines()[0]}", file=sys.stderr)

@@ -123,7 +123,7 @@ def test_one_part_alone_and_in_place_of_another(tiny, tiny_folder):
     assert set(weights_convert.load(tiny_folder / "text_encoder").params) == {"text"}
     assert set(weights_convert.load(tiny_folder / "unet").params) == {"unet"}
     assert same(weights_convert.load(tiny_folder, vae=tiny_folder / "vae"), tiny)
-    refused(tiny_folder, "holds unet, but vae is needed too", vae=tiny_folder / "unet")
+    refused(tiny_folder, "holds no autoencoder", vae=tiny_folder / "unet")
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
@@ -154,6 +154,52 @@ def test_a_text_tower_file_alone(tiny, tmp_path):
     bundle = weights_convert.load(tmp_path / "clip.safetensors")
     assert same(bundle, tiny, ("text",))
     assert bundle.configs.text.activation == "gelu"
+
+
+def test_options_that_mean_nothing_for_a_source_are_refused(tiny, tiny_folder, tmp_path):
+    ldm.save(tiny, tmp_path / "own")
+    path = single_file(tiny, tmp_path / "m.safetensors")
+    refused(tiny_folder, "is a folder, for which ema means nothing", ema=True)
+    refused(tiny_folder, "config means nothing", config="none")
+    refused(path, "is a single file, for which variant means nothing", variant="fp16")
+    refused(tmp_path / "own", "is a folder of our own, for which ema and variant means nothing", ema=True, variant="x")
+    refused(tmp_path / "own", "unknown prediction type 'bad'", prediction="bad")
+    bundle = weights_convert.load(tmp_path / "own", prediction="v_prediction")
+    assert bundle.configs.schedule.prediction == "v_prediction"
+
+
+def test_a_file_without_an_autoencoder_takes_another(tiny, tiny_folder, tmp_path):
+    def without_vae(tensors):
+        for key in [key for key in tensors if key.startswith("first_stage_model.")]:
+            del tensors[key]
+
+    path = single_file(tiny, tmp_path / "m.safetensors", without_vae)
+    assert set(weights_convert.load(path).params) == {"unet", "text"}
+    assert same(weights_convert.load(path, vae=tiny_folder / "vae"), tiny)
+
+
+@pytest.mark.parametrize("layers", [23, 24])
+def test_text_towers_of_2x_with_and_without_the_last_layer(tiny, tmp_path, layers):
+    def to_2x(tensors):
+        for key in [key for key in tensors if key.startswith("cond_stage_model.")]:
+            del tensors[key]
+        start, numbers = "cond_stage_model.model.", np.random.default_rng(0)
+        fill = lambda *shape: numbers.standard_normal(shape).astype(np.float32)
+        tensors |= {f"{start}token_embedding.weight": fill(99, 64), f"{start}positional_embedding": fill(77, 64)}
+        tensors |= {f"{start}ln_final.weight": fill(64), f"{start}ln_final.bias": fill(64)}
+        tensors[f"{start}transformer.text_model.embeddings.position_ids"] = np.arange(77)[None].astype(np.float16)
+        for i in range(layers):
+            at = f"{start}transformer.resblocks.{i}."
+            tensors |= {f"{at}attn.in_proj_weight": fill(192, 64), f"{at}attn.in_proj_bias": fill(192)}
+            sizes = {"attn.out_proj": (64, 64), "mlp.c_fc": (256, 64), "mlp.c_proj": (64, 256)}
+            tensors |= {f"{at}{name}.weight": fill(*shape) for name, shape in sizes.items()}
+            tensors |= {f"{at}{name}.bias": fill(shape[0]) for name, shape in sizes.items()}
+            tensors |= {f"{at}ln_{j}.{kind}": fill(64) for j in (1, 2) for kind in ("weight", "bias")}
+        if layers == 24:
+            tensors[f"{start}text_projection"] = fill(64, 64)
+
+    config = weights_convert.load(single_file(tiny, tmp_path / "m.safetensors", to_2x)).configs.text
+    assert (config.layers, config.projection, config.activation) == (23, 0, "gelu")
 
 
 def test_wrapped_names_are_unwrapped(tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""What a checkpoint is, in a few lines for people: ``ldm inspect``. No weight is read, only names and shapes."""
+"""What a checkpoint is, in a few lines for people: ``ldm inspect``. Names and shapes are read, and no weights."""
 
 from collections import Counter
 from math import prod
@@ -48,7 +48,9 @@ def _fit(part: Part) -> str:
 
 
 def _tail(bundle: Bundle, prediction_from: str) -> list[str]:
-    if bundle.configs.unet is None:
+    if (
+        bundle.configs.unet is None or not prediction_from
+    ):  # a part alone does not say what it predicts, or at what size
         return []
     unet, schedule = bundle.configs.unet, bundle.configs.schedule
     return [

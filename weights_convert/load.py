@@ -1,5 +1,7 @@
 """``load``: a folder, a file or a hub id -> a bundle."""
 
+import contextlib
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -45,11 +47,29 @@ def load(
     as_dtype(dtype)
     path = located(source)
     if path.is_dir() and ldm.bundle.is_bundle(path):
-        bundle = ldm.bundle.load(path, dtype)
+        refuse(path, "a folder of our own", config=config, ema=ema, variant=variant)
+        bundle = with_prediction(ldm.bundle.load(path, dtype), prediction)
     else:
         found = find(path, config=config, prediction=prediction, ema=ema, variant=variant)
-        bundle = replace(found.bundle, params={name: convert(part, dtype) for name, part in found.parts.items()})
-    return bundle if vae is None else with_vae(bundle, load(vae, dtype))
+        kept = {name: part for name, part in found.parts.items() if vae is None or name != "vae"}
+        bundle = replace(found.bundle, params={name: convert(part, dtype) for name, part in kept.items()})
+    return bundle if vae is None else with_vae(bundle, vae, dtype)
+
+
+def refuse(path: Path, kind: str, **options: Any) -> None:
+    """Raises ValueError if any of ``options`` is set: they mean nothing for a source of this ``kind``."""
+    named = [name for name, value in options.items() if value]
+    if named:
+        raise ValueError(f"{path}: is {kind}, for which {' and '.join(named)} means nothing; leave it out")
+
+
+def with_prediction(bundle: Bundle, prediction: str | None) -> Bundle:
+    """``bundle`` whose network is said to predict ``prediction``; None leaves it as it is. Raises ValueError."""
+    if prediction is None:
+        return bundle
+    check_name("prediction type", prediction, PREDICTIONS)
+    schedule = replace(bundle.configs.schedule, prediction=prediction)
+    return replace(bundle, configs=replace(bundle.configs, schedule=schedule))
 
 
 def find(
@@ -65,26 +85,29 @@ def find(
     if prediction is not None:
         check_name("prediction type", prediction, PREDICTIONS)
     if not path.is_dir():
+        refuse(path, "a single file", variant=variant)
         return _find_in_file(path, config, prediction, ema)
+    refuse(path, "a folder", config=config, ema=ema)
     found = find_in_folder(path, variant)
     if prediction is None:
         return found
-    schedule = replace(found.bundle.configs.schedule, prediction=prediction)
-    bundle = replace(found.bundle, configs=replace(found.bundle.configs, schedule=schedule))
-    return replace(found, bundle=bundle, prediction_from="as given")
+    return replace(found, bundle=with_prediction(found.bundle, prediction), prediction_from="as given")
 
 
 def _find_in_file(path: Path, config: str | Path | None, prediction: str | None, ema: bool) -> Found:
-    if config is None and (path.parent / "model_index.json").exists():  # a hub folder that has both forms
-        found = find_in_file(path, configs_of(path.parent), prediction, ema)
-        if not any(str(compare(part)) for part in found.parts.values()):
-            return found
-    return find_in_file(path, None if config is None else configs_of(located(config)), prediction, ema)
+    if config is not None:
+        return find_in_file(path, configs_of(located(config)), prediction, ema)
+    if (path.parent / "model_index.json").exists():  # a hub folder that has both forms
+        with contextlib.suppress(ValueError):
+            found = find_in_file(path, configs_of(path.parent), prediction, ema)
+            if not any(str(compare(part)) for part in found.parts.values()):
+                return found
+    return find_in_file(path, None, prediction, ema)
 
 
 def located(source: str | Path) -> Path:
     """The path of a source: itself if it exists, the local copy of a hub id otherwise. Raises ValueError."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # leaves "~nobody" as it is
     if path.exists():
         return path
     if re.fullmatch(HUB_ID, str(source)) and not str(source).endswith((".safetensors", ".ckpt", ".bin", ".pt", ".pth")):
@@ -92,8 +115,16 @@ def located(source: str | Path) -> Path:
     raise ValueError(f"{source}: no such file or folder")
 
 
-def with_vae(bundle: Bundle, other: Bundle) -> Bundle:
-    """``bundle`` with the autoencoder of ``other``. Raises ValueError if it has none."""
-    other.require("vae")
+def with_vae(bundle: Bundle, source: str | Path, dtype: Any) -> Bundle:
+    """``bundle`` with the autoencoder of another source, of which nothing else is read. Raises ValueError."""
+    path = located(source)
+    if path.is_dir() and ldm.bundle.is_bundle(path):
+        other = ldm.bundle.load(path, dtype)
+    else:
+        found = find(path)
+        parts = {name: convert(part, dtype) for name, part in found.parts.items() if name == "vae"}
+        other = replace(found.bundle, params=parts)
+    if "vae" not in other.params:
+        raise ValueError(f"{source}: holds no autoencoder")
     configs = replace(bundle.configs, vae=other.configs.vae)
     return replace(bundle, configs=configs, params={**bundle.params, "vae": other.params["vae"]})

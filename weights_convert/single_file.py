@@ -148,7 +148,8 @@ def prediction_of(checkpoint: Checkpoint, unet_tensors: Tensors, config: Any) ->
 
 
 def activation_of(checkpoint: Checkpoint) -> str:
-    """quick_gelu for OpenAI's own files (they say their input resolution) and folder names; gelu for OpenCLIP's."""
+    """quick_gelu for OpenAI's files (they say their input resolution) and folder names 768 wide; gelu otherwise."""
     openai = "input_resolution" in checkpoint.tensors or "input_resolution" in checkpoint.extras
-    folder = any(key.endswith("embeddings.token_embedding.weight") for key in checkpoint.tensors)
-    return "quick_gelu" if openai or folder else "gelu"
+    folder = [t for key, t in checkpoint.tensors.items() if key.endswith("embeddings.token_embedding.weight")]
+    vit_l = folder and folder[0].shape[-1:] == (families.SD1_CONTEXT,)
+    return "quick_gelu" if openai or vit_l else "gelu"
