@@ -18,6 +18,7 @@ import functools
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,10 +55,11 @@ class NoiseSchedule:
     def __post_init__(self):
         check_name("beta schedule", self.betas, BETAS)
         check_name("prediction type", self.prediction, PREDICTIONS)
-        if self.train_steps < 2:
-            raise ValueError(f"train_steps must be at least 2, got {self.train_steps}")
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(f"betas must satisfy 0 < start <= end < 1, got {self.beta_start} and {self.beta_end}")
+        if not isinstance(self.train_steps, Integral) or self.train_steps < 2:
+            raise ValueError(f"train_steps must be a whole number of at least 2, got {self.train_steps!r}")
+        ends = (self.beta_start, self.beta_end)
+        if not all(isinstance(beta, Real) for beta in ends) or not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"betas must satisfy 0 < start <= end < 1, got {self.beta_start!r} and {self.beta_end!r}")
 
 
 @dataclass(frozen=True)

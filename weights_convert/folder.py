@@ -1,22 +1,32 @@
 """Checkpoints that are folders: the model hub's layout, one of its component folders, or TAESD's two files."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ldm.bundle import Bundle, Configs
 from ldm.models.taesd import TinyVAEConfig
-from ldm.schedule import NoiseSchedule
+from ldm.models.unet import UNetConfig
+from ldm.schedule import BETAS, PREDICTIONS, SPACINGS, NoiseSchedule
 from ldm.tokenizer import Tokenizer
 from weights_convert import families
 from weights_convert.parts import Found, alone, taesd_part, text_part, unet_part, vae_part
 from weights_convert.reading import read_component, read_file
 from weights_convert.tables import autoencoder, taesd, text, unet
+from weights_convert.tables.fields import choice, fail, flag, number, shown, whole, wholes, words
 
 DIFFUSION = "diffusion_pytorch_model"
 TEXT = ("model", "pytorch_model")
-SUPPORTED = ("StableDiffusion", "LatentConsistency")  # beginnings of the pipeline classes whose parts we have
+PIPELINES = (  # the pipeline classes whose parts we have
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionInpaintPipelineLegacy",
+    "StableDiffusionInstructPix2PixPipeline",
+)
+LARGEST_SIDE = 4096  # of a latent
 NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -42,14 +52,12 @@ def find_in_folder(folder: Path, variant: str | None = None) -> Found:
 def configs_of(folder: Path) -> Bundle:
     """The configurations, tokenizer and size of a hub folder, without its weights."""
     _check_index(folder)
-    unet_json = read_json(folder / "unet/config.json")
-    unet_config = unet.config_from_json(unet_json, str(folder / "unet/config.json"))
+    unet_json, unet_config = _unet_config(folder / "unet/config.json")
     vae_config = _vae_config(folder / "vae")
-    text_json = read_json(folder / "text_encoder/config.json")
-    projected = "WithProjection" in "".join(text_json.get("architectures") or ())
-    text_config = text.config_from_json(text_json, projected, str(folder / "text_encoder/config.json"))
-    side = unet_json.get("sample_size", 64)
-    height, width = (s * vae_config.factor for s in (side if isinstance(side, list) else (side, side)))
+    text_json, where = read_json(folder / "text_encoder/config.json"), str(folder / "text_encoder/config.json")
+    text_config = text.config_from_json(text_json, "WithProjection" in words(text_json, "architectures", where), where)
+    sides = wholes(unet_json, "sample_size", 64, str(folder / "unet/config.json"), levels=2, high=LARGEST_SIDE)
+    height, width = (side * vae_config.factor for side in sides)
     schedule = schedule_from_json(read_json(folder / "scheduler/scheduler_config.json"), folder)
     tokenizer = Tokenizer.from_folder(folder / "tokenizer")
     return Bundle(Configs(unet_config, vae_config, text_config, schedule), {}, tokenizer, (width, height))
@@ -72,21 +80,30 @@ def _pipeline(folder: Path, variant: str | None) -> Found:
 
 def _component(folder: Path, variant: str | None) -> Found:
     data, where = read_json(folder / "config.json"), str(folder / "config.json")
-    kind = data.get("_class_name") or "".join(data.get("architectures") or ())
+    kind = data.get("_class_name") or words(data, "architectures", where)
     read = lambda stem: read_component(folder, stem, variant).tensors
     if kind == "AutoencoderKL":
         return alone(kind, "vae", vae_part(str(folder), read(DIFFUSION), _vae_config(folder)))
     if kind == "AutoencoderTiny":
         return alone(kind, "vae", taesd_part(str(folder), read(DIFFUSION), _vae_config(folder)))
     if kind == "UNet2DConditionModel":
-        return alone(kind, "unet", unet_part(str(folder), read(DIFFUSION), unet.config_from_json(data, where)))
+        return alone(kind, "unet", unet_part(str(folder), read(DIFFUSION), _unet_config(folder / "config.json")[1]))
     if kind in ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"):
-        numbers = data.get("text_config", data) | {"projection_dim": data.get("projection_dim", 512)}
+        numbers = data.get("text_config", data)
+        if not isinstance(numbers, dict):
+            raise fail(where, "text_config", numbers, "a JSON object is expected")
+        numbers = numbers | {"projection_dim": data.get("projection_dim")}
         config = text.config_from_json(numbers, kind != "CLIPTextModel", where)
         return alone(kind, "text", text_part(str(folder), read(TEXT), config))
     raise ValueError(
-        f"{where}: holds {kind or 'no class name'}, where a U-Net, an autoencoder or a CLIP text tower is expected"
+        f"{where}: holds {bare_name(kind) or 'no class name'}, where a U-Net, an autoencoder or a CLIP text tower is "
+        "expected"
     )
+
+
+def _unet_config(path: Path) -> tuple[dict, UNetConfig]:
+    data, where = read_json(path), str(path)
+    return data, unet.check_heads(unet.config_from_json(data, where), where)
 
 
 def _vae_config(folder: Path) -> Any:
@@ -98,12 +115,20 @@ def _vae_config(folder: Path) -> Any:
 
 def _check_index(folder: Path) -> None:
     index = read_json(folder / "model_index.json")
-    kind = str(index.get("_class_name"))
-    if not kind.startswith(SUPPORTED) or "XL" in kind or kind.startswith("StableDiffusion3"):
-        raise ValueError(f"{folder}: holds a {kind}, where a Stable Diffusion 1.x or 2.x pipeline is expected")
+    kind = index.get("_class_name")
+    if kind not in PIPELINES:
+        raise ValueError(
+            f"{folder}/model_index.json: holds a {bare_name(kind)}, where a Stable Diffusion 1.x or 2.x pipeline is "
+            "expected"
+        )
     absent = [part for part in NEEDED if not (folder / part).is_dir()]
     if absent:
         raise ValueError(f"{folder}: the download is not whole: {', '.join(absent)} missing")
+
+
+def bare_name(value: Any) -> str:
+    """A class name from a file on one line, without quotation marks."""
+    return shown(value).strip("'\"")
 
 
 def read_json(path: Path) -> dict:
@@ -112,6 +137,8 @@ def read_json(path: Path) -> dict:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise ValueError(f"{path}: missing or unreadable; is the download whole?") from None
+    except RecursionError:
+        raise ValueError(f"{path}: broken JSON (nested too deeply)") from None
     except ValueError as error:
         raise ValueError(f"{path}: broken JSON ({error})") from None
     if not isinstance(data, dict):
@@ -124,15 +151,25 @@ def schedule_from_json(data: Mapping[str, Any], folder: Path) -> NoiseSchedule:
 
     ``steps_offset`` is taken as 1 always: that is what public pipelines make of files that leave it out.
     """
+    where = f"{folder}/scheduler/scheduler_config.json"
     if data.get("trained_betas") is not None:
-        raise ValueError(f"{folder}/scheduler: trained_betas are not read; only schedules given by their formula")
+        raise ValueError(f"{where}: trained_betas are not read; only schedules given by their formula")
+    if flag(data, "thresholding", False, where):
+        raise ValueError(f"{where}: thresholding is true, but this program does not clip what the network predicts")
+    spacing = choice(data, "timestep_spacing", "leading", SPACINGS, where)
+    if spacing != "leading":
+        warnings.warn(f"{where}: timestep_spacing is {spacing!r}: give --spacing {spacing} to follow it", stacklevel=2)
     ddim = data.get("_class_name") == "DDIMScheduler"
-    return NoiseSchedule(
-        beta_start=data.get("beta_start", 0.00085),
-        beta_end=data.get("beta_end", 0.012),
-        betas=data.get("beta_schedule", "scaled_linear"),
-        train_steps=data.get("num_train_timesteps", 1000),
-        prediction=data.get("prediction_type", "epsilon"),
-        final_alpha_one=data.get("set_alpha_to_one", ddim),
-        zero_terminal_snr=data.get("rescale_betas_zero_snr", False),
-    )
+    numbers = {
+        "beta_start": number(data, "beta_start", 0.00085, where, 0, 1),
+        "beta_end": number(data, "beta_end", 0.012, where, 0, 1),
+        "betas": choice(data, "beta_schedule", "scaled_linear", BETAS, where),
+        "train_steps": whole(data, "num_train_timesteps", 1000, where, low=2, high=100_000),
+        "prediction": choice(data, "prediction_type", "epsilon", PREDICTIONS, where),
+        "final_alpha_one": flag(data, "set_alpha_to_one", ddim, where),
+        "zero_terminal_snr": flag(data, "rescale_betas_zero_snr", False, where),
+    }
+    try:
+        return NoiseSchedule(**numbers)
+    except ValueError as error:
+        raise ValueError(f"{where}: beta_start and beta_end: {error}") from None

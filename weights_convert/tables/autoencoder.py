@@ -7,6 +7,7 @@ from typing import Any
 
 from ldm.models.autoencoder import VAEConfig
 from weights_convert.engine import Layout, Tensors
+from weights_convert.tables.fields import DEEPEST, LEVELS, axis, divides, fixed, index, number, whole, wholes
 
 IGNORE = r"(loss|model_ema)\..*"  # the discriminator and the moving average of the autoencoder's own training
 
@@ -63,36 +64,50 @@ def layouts(config: VAEConfig) -> list[Layout]:
 def config_from_shapes(tensors: Tensors) -> VAEConfig:
     """The numbers of an autoencoder in any spelling (names without prefix). Raises ValueError if it is not whole."""
     pattern = r"encoder\.down(?:_blocks)?\.(\d+)\.(?:block|resnets)\.(\d+)\.conv2\.weight"
-    found = {(int(m[1]), int(m[2])): t.shape[0] for k, t in tensors.items() if (m := re.fullmatch(pattern, k))}
+    matches = [m for key in tensors if (m := re.fullmatch(pattern, key))]
+    found = {tuple(index(m[i], m[0], tensors) for i in (1, 2)): axis(tensors, m[0], 0, (4,)) for m in matches}
     ends = ("encoder.conv_in.weight", "post_quant_conv.weight")
-    if not found or any(end not in tensors for end in ends):
+    levels = range(1 + max((level for level, _ in found), default=-1))
+    if not found or any(end not in tensors for end in ends) or any((level, 0) not in found for level in levels):
         raise ValueError(
             f"this is not a whole autoencoder: its encoder's blocks or one of {', '.join(ends)} is missing"
         )
-    channels = tuple(c for (_, block), c in sorted(found.items()) if block == 0)
+    blocks = 1 + max(block for _, block in found)
+    if len(levels) > LEVELS or len(levels) * blocks > len(tensors):
+        raise ValueError(f"{len(tensors)} tensors are not {len(levels)} levels of {blocks} blocks (encoder.down)")
+    channels = tuple(found[level, 0] for level in levels)
     return VAEConfig(
-        in_channels=tensors[ends[0]].shape[1],
-        latent_channels=tensors[ends[1]].shape[0],
+        in_channels=axis(tensors, ends[0], 1, (4,)),
+        latent_channels=axis(tensors, ends[1], 0, (2, 4)),
         channels=channels,
-        blocks=1 + max(block for _, block in found),
+        blocks=blocks,
         groups=gcd(32, *channels),  # 32 in all published ones
     )
+
+
+FIXED = {  # what our autoencoder does; a configuration that asks for anything else is refused
+    "act_fn": "silu",
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+    "shift_factor": None,
+    "latents_mean": None,
+}
 
 
 def config_from_json(data: Mapping[str, Any], where: str) -> VAEConfig:
     """The numbers of ``vae/config.json``; files from 2022 leave out the scale and the groups.
 
-    Raises ValueError where the file asks for what this autoencoder does not do.
+    Raises ValueError where the file asks for what this autoencoder does not do, or for what cannot be.
     """
-    fixed = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
-    for key, ours in (fixed | {"shift_factor": None, "latents_mean": None}).items():
-        if data.get(key, ours) != ours:
-            raise ValueError(f"{where}: {key} is {data[key]!r}, but this autoencoder knows only {ours!r}")
-    return VAEConfig(
-        in_channels=data.get("in_channels", 3),
-        latent_channels=data.get("latent_channels", 4),
-        channels=tuple(data.get("block_out_channels", (64,))),
-        blocks=data.get("layers_per_block", 1),
-        groups=data.get("norm_num_groups", 32),
-        scale=data.get("scaling_factor", 0.18215),
+    fixed(data, FIXED, where, "autoencoder")
+    config = VAEConfig(
+        in_channels=whole(data, "in_channels", 3, where),
+        latent_channels=whole(data, "latent_channels", 4, where),
+        channels=wholes(data, "block_out_channels", (64,), where),
+        blocks=whole(data, "layers_per_block", 1, where, high=DEEPEST),
+        groups=whole(data, "norm_num_groups", 32, where),
+        scale=number(data, "scaling_factor", 0.18215, where, 1e-6, 1e6),
     )
+    divides(where, "norm_num_groups", config.groups, config.channels)
+    return config

@@ -6,6 +6,7 @@ from typing import Any
 
 from ldm.models.taesd import TinyVAEConfig
 from weights_convert.engine import Layout, Rule, Tensors
+from weights_convert.tables.fields import DEEPEST, axis, whole, wholes
 
 
 def _positions(config: TinyVAEConfig) -> tuple[dict[str, int], dict[str, int]]:
@@ -42,19 +43,21 @@ def layouts(config: TinyVAEConfig) -> list[Layout]:
 
 def config_from_json(data: Mapping[str, Any], where: str) -> TinyVAEConfig:
     """The numbers of an ``AutoencoderTiny`` configuration. Raises ValueError for its other variants."""
-    widths = {*data.get("encoder_block_out_channels", (64,)), *data.get("decoder_block_out_channels", (64,))}
-    blocks = tuple(data.get("num_encoder_blocks", (1, 3, 3, 3)))
-    mirrored = tuple(data.get("num_decoder_blocks", (3, 3, 3, 1)))[::-1]
-    if len(widths) != 1 or blocks != mirrored or data.get("act_fn", "relu") != "relu" or blocks[0] < 1:
+    halves = ("encoder", "decoder")
+    widths = {c for half in halves for c in wholes(data, f"{half}_block_out_channels", (64,), where)}
+    blocks = wholes(data, "num_encoder_blocks", (1, 3, 3, 3), where, high=DEEPEST)
+    mirrored = wholes(data, "num_decoder_blocks", (3, 3, 3, 1), where, high=DEEPEST)[::-1]
+    if len(widths) != 1 or blocks != mirrored or data.get("act_fn", "relu") != "relu":
         raise ValueError(f"{where}: only the plain TAESD is read (one width, mirrored blocks, relu)")
-    return TinyVAEConfig(data.get("in_channels", 3), data.get("latent_channels", 4), widths.pop(), blocks)
+    ends = (whole(data, "in_channels", 3, where), whole(data, "latent_channels", 4, where))
+    return TinyVAEConfig(*ends, widths.pop(), blocks)
 
 
 def config_from_shapes(tensors: Tensors) -> TinyVAEConfig:
     """TAESD's published numbers with this file's latent channels and width. Raises ValueError if it is not whole."""
     try:
         return TinyVAEConfig(
-            latent_channels=tensors["decoder.1.weight"].shape[1], width=tensors["encoder.0.weight"].shape[0]
+            latent_channels=axis(tensors, "decoder.1.weight", 1, (4,)), width=axis(tensors, "encoder.0.weight", 0, (4,))
         )
     except KeyError as error:
         raise ValueError(f"one half of TAESD alone (no tensor {error}): give the folder that holds both") from None

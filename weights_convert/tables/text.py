@@ -6,6 +6,7 @@ from typing import Any
 
 from ldm.models.text import ACTIVATIONS, TextConfig
 from weights_convert.engine import Layout, Tensors
+from weights_convert.tables.fields import DEEPEST, axis, choice, divides, fixed, index, whole
 
 VISION = r"(visual|vision_model|visual_projection)\..*"  # the image tower of a whole CLIP
 SCALARS = r"logit_scale|logit_bias|attn_mask|input_resolution|context_length|vocab_size"
@@ -71,18 +72,22 @@ def config_from_shapes(tensors: Tensors, projected: bool, activation: str, drop_
         if key not in tensors:
             raise ValueError(f"this is not a whole text tower: tensor '{key}' is missing")
     numbered = r"(?:encoder\.layers|transformer\.resblocks)\.(\d+)\..*"
-    vocabulary, width = tensors[tokens].shape
+    vocabulary, width = (axis(tensors, tokens, n, (2,)) for n in (0, 1))
     projection = [k for k in ("text_projection", "text_projection.weight") if k in tensors]
-    axis = 1 if projection == ["text_projection"] else 0
+    output = 1 if projection == ["text_projection"] else 0
+    layers = 1 + max(index(m[1], k, tensors) for k in tensors if (m := re.fullmatch(numbered, k))) - drop_layers
+    heads = max(width // 64, 1)
+    if layers < 1 or width % heads:
+        raise ValueError(f"tensor '{tokens}' is {width} wide and {layers} layers are used: no public text tower is so")
     return TextConfig(
         vocabulary=vocabulary,
-        length=tensors[positions].shape[0],
+        length=axis(tensors, positions, 0, (2,)),
         width=width,
-        mlp_width=tensors[mlp].shape[0],
-        layers=1 + max(int(m[1]) for k in tensors if (m := re.fullmatch(numbered, k))) - drop_layers,
-        heads=max(width // 64, 1),
+        mlp_width=axis(tensors, mlp, 0, (2,)),
+        layers=layers,
+        heads=heads,
         activation=activation,
-        projection=tensors[projection[0]].shape[axis] if projection and projected else 0,
+        projection=axis(tensors, projection[0], output, (2,)) if projection and projected else 0,
         end_id=vocabulary - 1,
     )
 
@@ -92,20 +97,18 @@ def config_from_json(data: Mapping[str, Any], projected: bool, where: str) -> Te
 
     An ``eos_token_id`` of 2 is a known slip of public files: it stands for the last token of the vocabulary.
     """
-    activation = data.get("hidden_act", "quick_gelu")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{where}: hidden_act {activation!r} is none of {sorted(ACTIVATIONS)}")
-    if data.get("layer_norm_eps", 1e-5) != 1e-5:
-        raise ValueError(f"{where}: layer_norm_eps is {data['layer_norm_eps']}, but this text tower knows only 1e-05")
-    vocabulary, end = data.get("vocab_size", 49408), data.get("eos_token_id", 49407)
-    return TextConfig(
+    fixed(data, {"layer_norm_eps": 1e-5}, where, "text tower")
+    vocabulary, end = whole(data, "vocab_size", 49408, where), whole(data, "eos_token_id", 49407, where, low=0)
+    config = TextConfig(
         vocabulary=vocabulary,
-        length=data.get("max_position_embeddings", 77),
-        width=data.get("hidden_size", 512),
-        mlp_width=data.get("intermediate_size", 2048),
-        layers=data.get("num_hidden_layers", 12),
-        heads=data.get("num_attention_heads", 8),
-        activation=activation,
-        projection=data.get("projection_dim", 512) if projected else 0,
+        length=whole(data, "max_position_embeddings", 77, where),
+        width=whole(data, "hidden_size", 512, where),
+        mlp_width=whole(data, "intermediate_size", 2048, where),
+        layers=whole(data, "num_hidden_layers", 12, where, high=DEEPEST),
+        heads=whole(data, "num_attention_heads", 8, where),
+        activation=choice(data, "hidden_act", "quick_gelu", sorted(ACTIVATIONS), where),
+        projection=whole(data, "projection_dim", 512, where) if projected else 0,
         end_id=vocabulary - 1 if end == 2 else end,
     )
+    divides(where, "num_attention_heads", config.heads, [config.width])
+    return config

@@ -10,6 +10,7 @@ from typing import Any
 
 from ldm.models.unet import UNetConfig
 from weights_convert.engine import Layout, Tensors
+from weights_convert.tables.fields import DEEPEST, LEVELS, axis, divides, fail, fixed, given, index, whole, wholes
 
 SD1_CONTEXT, SD2_CONTEXT, XL_CONTEXT = 768, 1024, 2048
 CONTEXT_PROBE = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
@@ -85,7 +86,33 @@ def is_first_generation(tensors: Tensors) -> bool:
     """
     known = {SD1_CONTEXT: True, SD2_CONTEXT: False, XL_CONTEXT: False}
     convolutions = len(tensors["middle_block.1.proj_in.weight"].shape) == 4
-    return known.get(tensors[CONTEXT_PROBE].shape[1], convolutions)
+    return known.get(axis(tensors, CONTEXT_PROBE, 1, (2,)), convolutions)
+
+
+def _levels_from_names(tensors: Tensors) -> tuple[range, int]:
+    """The levels, and how many input blocks each has: the downsamplers end them."""
+    pattern = r"input_blocks\.(\d+)\.0\.op\.weight"
+    downs = sorted((index(m[1], k, tensors), k) for k in tensors if (m := re.fullmatch(pattern, k)))
+    n, key = downs[0] if downs else (3, "")
+    if n < 2 or len(downs) >= LEVELS or n * len(downs) > len(tensors):
+        raise ValueError(f"tensor '{key}' is out of place: no U-Net of {len(tensors)} tensors halves the picture there")
+    return range(len(downs) + 1), n
+
+
+def _check_size(config: UNetConfig, most: int, where: str) -> UNetConfig:
+    """Refuses more transformer blocks than ``most``: to build them would take for ever."""
+    blocks = (2 * config.blocks + 1) * sum(config.depth) + config.middle_depth
+    if blocks > most:
+        raise ValueError(f"{where}: {blocks} transformer blocks, of which {most} at most are expected")
+    return config
+
+
+def check_heads(config: UNetConfig, where: str) -> UNetConfig:
+    """The same configuration; ValueError unless heads divide the width wherever there is attention."""
+    for width, heads, depth in zip(config.channels, config.heads, (*config.depth[:-1], 1), strict=True):
+        if depth:
+            divides(where, "attention_head_dim (the number of heads)", heads, [width])
+    return config
 
 
 def config_from_shapes(tensors: Tensors) -> UNetConfig:
@@ -94,30 +121,28 @@ def config_from_shapes(tensors: Tensors) -> UNetConfig:
     Head counts are not in the shapes: see :func:`is_first_generation`. Raises ValueError where a tensor that every
     U-Net has is missing.
     """
-    size = lambda key, axis: tensors[key].shape[axis]
     depth_at = lambda block: len(
         {m[1] for k in tensors if (m := re.match(rf"{block}\.transformer_blocks\.(\d+)\.", k))}
     )
     try:
-        downs = sorted(int(m[1]) for k in tensors if (m := re.fullmatch(r"input_blocks\.(\d+)\.0\.op\.weight", k)))
-        n = downs[0] if downs else 3
-        levels = range(len(downs) + 1)
-        channels = tuple(size(f"input_blocks.{n * i + 1}.0.out_layers.3.weight", 0) for i in levels)
+        levels, n = _levels_from_names(tensors)
+        channels = tuple(axis(tensors, f"input_blocks.{n * i + 1}.0.out_layers.3.weight", 0, (4,)) for i in levels)
         eight = is_first_generation(tensors)
-        return UNetConfig(
-            in_channels=size("input_blocks.0.0.weight", 1),
-            out_channels=size("out.2.weight", 0),
+        config = UNetConfig(
+            in_channels=axis(tensors, "input_blocks.0.0.weight", 1, (4,)),
+            out_channels=axis(tensors, "out.2.weight", 0, (4,)),
             channels=channels,
             blocks=n - 1,
             depth=tuple(depth_at(rf"input_blocks\.{n * i + 1}\.1") for i in levels),
             middle_depth=depth_at(r"middle_block\.1"),
             heads=(8,) * len(channels) if eight else tuple(max(c // 64, 1) for c in channels),
-            context_dim=size(CONTEXT_PROBE, 1),
-            pooled_dim=size("label_emb.0.0.weight", 1) if "label_emb.0.0.weight" in tensors else 0,
+            context_dim=axis(tensors, CONTEXT_PROBE, 1, (2,)),
+            pooled_dim=axis(tensors, "label_emb.0.0.weight", 1, (2,)) if "label_emb.0.0.weight" in tensors else 0,
             groups=gcd(32, *channels),  # 32 in all published ones
         )
     except KeyError as error:
         raise ValueError(f"this is not a whole U-Net: tensor {error} is missing") from None
+    return check_heads(_check_size(config, len(tensors), "its tensors' names"), "its tensors' shapes")
 
 
 FIXED = {  # what our U-Net does; a configuration that asks for anything else is refused
@@ -151,34 +176,36 @@ FIXED = {  # what our U-Net does; a configuration that asks for anything else is
 }
 
 
-def per_level(value: Any, levels: int) -> tuple:
-    """A number for all levels, or one per level, as a tuple."""
-    return tuple(value) if isinstance(value, list | tuple) else (value,) * levels
+KINDS = ("CrossAttnDownBlock2D", "DownBlock2D")
+MOST_BLOCKS = 1000  # transformer blocks; SDXL has 70
 
 
 def config_from_json(data: Mapping[str, Any], where: str) -> UNetConfig:
     """The numbers of ``unet/config.json``.
 
     ``attention_head_dim`` there means the NUMBER of heads (unless ``num_attention_heads`` is given): a misnomer that
-    public files have kept. Raises ValueError where the file asks for what this U-Net does not do.
+    public files have kept. Raises ValueError where the file asks for what this U-Net does not do, or for what cannot
+    be; whether the heads divide the widths, :func:`check_heads` says.
     """
-    for key, ours in FIXED.items():
-        if data.get(key, ours) != ours:
-            raise ValueError(f"{where}: {key} is {data[key]!r}, but this U-Net knows only {ours!r}")
-    channels, kinds = tuple(data.get("block_out_channels", (320, 640, 1280, 1280))), data["down_block_types"]
-    known = {"CrossAttnDownBlock2D", "DownBlock2D"}
-    if len(kinds) != len(channels) or set(kinds) - known:
-        raise ValueError(f"{where}: down_block_types {kinds} must be {len(channels)} of {sorted(known)}")
-    depth = per_level(data.get("transformer_layers_per_block", 1), len(channels))
-    return UNetConfig(
-        in_channels=data.get("in_channels", 4),
-        out_channels=data.get("out_channels", 4),
+    fixed(data, FIXED, where, "U-Net")
+    channels = wholes(data, "block_out_channels", (320, 640, 1280, 1280), where)
+    kinds, levels = given(data, "down_block_types", [KINDS[0]] * 3 + [KINDS[1]]), len(channels)
+    if not isinstance(kinds, list | tuple) or len(kinds) != levels or any(kind not in KINDS for kind in kinds):
+        raise fail(where, "down_block_types", kinds, f"a list of {levels} of {', '.join(KINDS)} is expected")
+    depth = wholes(data, "transformer_layers_per_block", 1, where, levels, high=DEEPEST)
+    heads_key = "attention_head_dim" if data.get("num_attention_heads") is None else "num_attention_heads"
+    groups = whole(data, "norm_num_groups", 32, where)
+    divides(where, "norm_num_groups", groups, channels)
+    config = UNetConfig(
+        in_channels=whole(data, "in_channels", 4, where),
+        out_channels=whole(data, "out_channels", 4, where),
         channels=channels,
-        blocks=data.get("layers_per_block", 2),
+        blocks=whole(data, "layers_per_block", 2, where, high=DEEPEST),
         depth=tuple(d * ("CrossAttn" in kind) for d, kind in zip(depth, kinds, strict=True)),
         middle_depth=depth[-1],
-        heads=per_level(data.get("num_attention_heads") or data.get("attention_head_dim", 8), len(channels)),
-        context_dim=data.get("cross_attention_dim", 1280),
-        pooled_dim=data.get("projection_class_embeddings_input_dim") or 0,
-        groups=data.get("norm_num_groups", 32),
+        heads=wholes(data, heads_key, 8, where, levels),
+        context_dim=whole(data, "cross_attention_dim", 1280, where),
+        pooled_dim=whole(data, "projection_class_embeddings_input_dim", 0, where, low=0),
+        groups=groups,
     )
+    return _check_size(config, MOST_BLOCKS, f"{where}: layers_per_block and transformer_layers_per_block")
