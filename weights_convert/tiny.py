@@ -56,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="which random weights (default 0)")
     args = parser.parse_args(argv)
+    if (args.folder / "model_index.json").exists():
+        print(f"{args.folder}: holds a model already; left as it is")
+        return 0
     try:
         export_folder(random_bundle(args.seed), args.folder)
     except (ValueError, OSError) as error:
