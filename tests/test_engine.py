@@ -12,9 +12,11 @@ from ldm.models.layers import shapes
 from ldm.models.taesd import TinyVAE, TinyVAEConfig
 from ldm.models.text import TextConfig, TextTower
 from ldm.models.unet import UNet, UNetConfig
+from weights_convert import single_file
 from weights_convert.engine import Layout, Part, bare, compare, convert, to_ours, to_public
 from weights_convert.families import identify, unet_family
 from weights_convert.parts import taesd_part, text_part, unet_part, vae_part
+from weights_convert.reading import Checkpoint
 from weights_convert.tables import autoencoder, taesd, text, unet
 
 KEYS = Path(__file__).parents[2] / "shared" / "data" / "keys"
@@ -226,6 +228,26 @@ def test_heads_of_a_single_file_follow_its_generation(context, ndim, heads):
         shape = to_public(key, np.empty(spec.shape)).shape
         tensors[key] = Held((*shape, 1, 1) if ndim == 4 and "proj_in.weight" in key else shape)
     assert unet_part("x", tensors).config == config
+
+
+@pytest.mark.parametrize(
+    ("extras", "bias", "prediction"),
+    [
+        ({"global_step": 875_000}, [0.5, -0.5], "epsilon"),
+        ({"global_step": 140_000}, [0.5, -0.5], "v_prediction"),
+        ({}, [0.1, -0.1], "v_prediction"),
+        ({}, [0.05, -0.05], "epsilon"),
+        ({}, [0.0, 0.0], "v_prediction"),
+    ],
+)
+def test_prediction_of_2x_by_step_and_by_spread(extras, bias, prediction):
+    context = Held((64, 1024))
+    tensors = {unet.CONTEXT_PROBE: context, "middle_block.1.proj_in.weight": Held((64, 64))}
+    tensors[single_file.V_PROBE] = Held((2,), np.array(bias))
+    checkpoint = Checkpoint(tensors, extras=extras)
+    assert single_file.prediction_of(checkpoint, tensors, UNetConfig(context_dim=1024))[0] == prediction
+    inpainting = UNetConfig(context_dim=1024, in_channels=9)
+    assert single_file.prediction_of(checkpoint, tensors, inpainting)[0] == "epsilon"
 
 
 def test_rules_apply_to_our_names():

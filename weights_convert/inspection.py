@@ -48,9 +48,7 @@ def _fit(part: Part) -> str:
 
 
 def _tail(bundle: Bundle, prediction_from: str) -> list[str]:
-    if (
-        bundle.configs.unet is None or not prediction_from
-    ):  # a part alone does not say what it predicts, or at what size
+    if bundle.configs.unet is None or not prediction_from:  # a part alone says neither
         return []
     unet, schedule = bundle.configs.unet, bundle.configs.schedule
     return [
