@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ldm.adapters.controlnet import ControlNet, ControlNetConfig
 from ldm.models.autoencoder import VAE, VAEConfig
 from ldm.models.layers import shapes
 from ldm.models.taesd import TinyVAE, TinyVAEConfig
@@ -17,7 +18,7 @@ from weights_convert.engine import Layout, Part, bare, compare, convert, to_ours
 from weights_convert.families import identify, unet_family
 from weights_convert.parts import taesd_part, text_part, unet_part, vae_part
 from weights_convert.reading import Checkpoint
-from weights_convert.tables import autoencoder, taesd, text, unet
+from weights_convert.tables import autoencoder, controlnet, taesd, text, unet
 
 KEYS = Path(__file__).parents[2] / "shared" / "data" / "keys"
 TINY = VAEConfig(channels=(8, 16), groups=4)
@@ -66,6 +67,16 @@ def test_folder_unets_are_bijections(family):
     part = unet_part(family, listed("diffkeys.json", family), config)
     assert str(compare(part)) == ""
     assert part.layout().title == "folder U-Net"
+
+
+@pytest.mark.parametrize(("family", "context"), [("s15", 768), ("s21", 1024)])
+def test_controlnets_are_bijections(family, context):
+    tensors = listed("cnetkeys.json", family, "control_model.")
+    config = ControlNetConfig(UNetConfig(context_dim=context))
+    part = Part(family, ControlNet, config, tensors, [controlnet.folder(config), controlnet.single_file(config)])
+    assert str(compare(part)) == ""
+    assert part.layout().title == "single-file ControlNet"
+    assert len(shapes(ControlNet, config)) == len(tensors) == 340
 
 
 def test_autoencoders_are_bijections():

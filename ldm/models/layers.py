@@ -68,9 +68,17 @@ def linear(c_in: int, c_out: int, keys: Keys, bias: bool = True) -> nnx.Linear:
     return nnx.Linear(c_in, c_out, use_bias=bias, rngs=keys)
 
 
-def conv(c_in: int, c_out: int, keys: Keys, stride: int = 1, padding: Any = 1, bias: bool = True) -> nnx.Conv:
-    """A 3x3 convolution, kernel HWIO, padded by one pixel on every side unless told otherwise."""
-    return nnx.Conv(c_in, c_out, (3, 3), strides=stride, padding=padding, use_bias=bias, rngs=keys)
+def zero_linear(c_in: int, c_out: int, keys: Keys) -> nnx.Linear:
+    """A linear layer that begins at zero: it adds nothing until it has learned something."""
+    return nnx.Linear(c_in, c_out, kernel_init=nnx.initializers.zeros_init(), rngs=keys)
+
+
+def conv(
+    c_in: int, c_out: int, keys: Keys, stride: int = 1, padding: Any = 1, bias: bool = True, zero: bool = False
+) -> nnx.Conv:
+    """A 3x3 convolution, kernel HWIO, padded by a pixel on every side unless told otherwise; ``zero``: begins at 0."""
+    start = {"kernel_init": nnx.initializers.zeros_init()} if zero else {}
+    return nnx.Conv(c_in, c_out, (3, 3), strides=stride, padding=padding, use_bias=bias, rngs=keys, **start)
 
 
 def group_norm(channels: int, groups: int, eps: float, keys: Keys) -> nnx.GroupNorm:

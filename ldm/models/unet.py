@@ -70,6 +70,11 @@ class MLP(nnx.Module):
         return self.fc2(nnx.silu(self.fc1(x)))
 
 
+def embed_time(mlp: MLP, t: Array, batch: int, width: int, dtype) -> Array:
+    """Timesteps [] or [B] -> time embedding [B, 4 * width]; sines and cosines in float32, the MLP in ``dtype``."""
+    return mlp(timestep_embedding(jnp.broadcast_to(t, (batch,)), width).astype(dtype))
+
+
 class GEGLU(nnx.Module):
     """Feed-forward layer value * gelu(gate), four times as wide inside (arXiv:2002.05202); the exact gelu."""
 
@@ -189,8 +194,9 @@ class Encoder(nnx.Module):
         self.down = nnx.List([DownLevel(c, i, config, keys, f"{site}.down.{i}") for i, c in enumerate(c_ins)])
         self.middle = Middle(config, keys, f"{site}.middle")
 
-    def __call__(self, x: Array, emb: Array, context: Array, hooks: Hooks) -> Features:
-        skips = [self.conv_in(x)]
+    def __call__(self, x: Array, emb: Array, context: Array, hooks: Hooks, added: Array | None = None) -> Features:
+        h = self.conv_in(x)
+        skips = [h if added is None else h + added]  # a ControlNet adds its hint here
         for level in self.down:
             skips += level(skips[-1], emb, context, hooks)
         return Features(tuple(skips), self.middle(skips[-1], emb, context, hooks))
@@ -235,7 +241,7 @@ class UNet(nnx.Module):
 
     def embed(self, t: Array, cond: Conditioning, batch: int, dtype) -> Array:
         """Time embedding [B, T], with the pooled condition added where the model has one."""
-        emb = self.time_mlp(timestep_embedding(jnp.broadcast_to(t, (batch,)), self.config.channels[0]).astype(dtype))
+        emb = embed_time(self.time_mlp, t, batch, self.config.channels[0], dtype)
         return emb if self.pooled_mlp is None else emb + self.pooled_mlp(cond.pooled.astype(dtype))
 
     def __call__(

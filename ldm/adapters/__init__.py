@@ -1,0 +1,1 @@
+"""What attaches to a U-Net from outside, through ``control=`` and ``hooks=``."""
