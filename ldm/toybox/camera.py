@@ -1,0 +1,87 @@
+"""The toybox's camera: an orbit around a point, and what it makes of points in space.
+
+World: x, y (up), z in toy units; the ground is y = 0. Camera: x right, y up, z forward, the depth. Pictures: (column,
+row) as fractions of width and height, (0, 0) the upper left corner. Works on NumPy and on JAX arrays, under vmap too.
+
+An azimuth of 0 looks from +z; as it grows the camera moves towards +x. The right-hand axis depends on the azimuth
+alone, so an elevation of 90 degrees, straight down, is no special case.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FIELD_OF_VIEW = np.float32(np.radians(30.0))  # of the picture's height
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Camera:
+    """Where a picture is taken from. Every field may carry leading batch axes.
+
+    azimuth, elevation [...] radians; distance [...] to ``target`` [..., 3], the point that it looks at.
+    """
+
+    azimuth: Any
+    elevation: Any
+    distance: Any
+    target: Any
+
+
+def axes(camera: Camera) -> Any:
+    """The camera's right, up and forward directions in the world, as the rows of [..., 3, 3]."""
+    ca, sa = jnp.cos(camera.azimuth), jnp.sin(camera.azimuth)
+    ce, se = jnp.cos(camera.elevation), jnp.sin(camera.elevation)
+    right = jnp.stack([ca, jnp.zeros_like(ca), -sa], -1)
+    up = jnp.stack([-se * sa, ce, -se * ca], -1)
+    forward = jnp.stack([-ce * sa, -se, -ce * ca], -1)
+    return jnp.stack([right, up, forward], -2)
+
+
+def origin(camera: Camera) -> Any:
+    """Where the camera stands, [..., 3]."""
+    return camera.target - axes(camera)[..., 2, :] * jnp.asarray(camera.distance)[..., None]
+
+
+def to_camera(camera: Camera, points: Any) -> Any:
+    """World points [..., N, 3] in the camera's own coordinates: right, up, depth."""
+    return jnp.einsum("...ij,...nj->...ni", axes(camera), points - origin(camera)[..., None, :])
+
+
+def to_world(camera: Camera, points: Any) -> Any:
+    """The inverse of :func:`to_camera`."""
+    return jnp.einsum("...ij,...ni->...nj", axes(camera), points) + origin(camera)[..., None, :]
+
+
+def project(camera: Camera, points: Any, aspect: float = 1.0) -> tuple[Any, Any]:
+    """World points [..., N, 3] -> (positions in the picture [..., N, 2], depths [..., N]).
+
+    ``aspect`` is width / height. Points at or behind the camera's plane have depth <= 0, and no meaningful position.
+    """
+    seen = to_camera(camera, points)
+    scale = 0.5 / (np.tan(FIELD_OF_VIEW / 2) * jnp.maximum(seen[..., 2], 1e-6))
+    where = jnp.stack([0.5 + seen[..., 0] * scale / aspect, 0.5 - seen[..., 1] * scale], -1)
+    return where, seen[..., 2]
+
+
+def rays(camera: Camera, rows: Any, columns: Any, aspect: float = 1.0) -> tuple[Any, Any, Any]:
+    """Unit directions (x, y, z, each of the shape of ``rows``) through positions of the picture.
+
+    ``rows`` and ``columns`` are fractions of height and width. For one camera, without batch axes.
+    """
+    reach = 2 * np.tan(FIELD_OF_VIEW / 2)
+    right, up, forward = axes(camera)
+    u, v = (columns - 0.5) * reach * aspect, (0.5 - rows) * reach
+    x, y, z = (right[i] * u + up[i] * v + forward[i] for i in range(3))
+    norm = jax.lax.rsqrt(x * x + y * y + z * z)
+    return x * norm, y * norm, z * norm
+
+
+def relative_pose(first: Camera, second: Camera) -> tuple[Any, Any]:
+    """R [..., 3, 3] and t [..., 3] that take the first camera's coordinates to the second's: ``R p + t``."""
+    turn = jnp.einsum("...ij,...kj->...ik", axes(second), axes(first))
+    shift = jnp.einsum("...ij,...j->...i", axes(second), origin(first) - origin(second))
+    return turn, shift
