@@ -3,7 +3,7 @@
 It reads from left to right, and knows the toys mentioned so far. After a toy there may come
 
     a place and toys       "to the left of", "behind": of every toy since the last clause to each of these toys
-    a place with "it"      "with a ball behind it": to the toy mentioned before the ball; "behind them": to its whole list
+    a place with "it"      "with a ball behind it": to the toy said before the ball; "behind them": to its whole list
     a side                 "on the left": of every toy since the last clause, to those of the other sides
     a row                  "from left to right": of every toy since the last clause to the next one
     a comma, "and", "with" and one more toy
