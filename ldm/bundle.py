@@ -7,9 +7,6 @@ tokenizer, and the size that the model was trained at. Our own folder holds it a
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from ldm import weights_file
+from ldm.files import into_place
 from ldm.models.autoencoder import VAE, VAEConfig
 from ldm.models.layers import Params, bind, shapes
 from ldm.models.taesd import TinyVAE, TinyVAEConfig
@@ -74,30 +72,6 @@ def as_dtype(name: Any) -> np.dtype:
     if str(name) not in DTYPES and getattr(name, "__name__", None) not in DTYPES:
         raise ValueError(f"dtype {name!r} is none of {', '.join(DTYPES)}")
     return jnp.dtype(name)
-
-
-def check_vacant(path: Path) -> None:
-    """Raises ValueError if ``path`` is a file, or a folder that is not empty."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path}: already exists and is not an empty folder; choose another place")
-
-
-def into_place(path: Path, write: Any) -> None:
-    """Calls ``write(temporary folder)``, then renames that folder to ``path``: all of it appears, or nothing.
-
-    Raises ValueError as :func:`check_vacant` does.
-    """
-    check_vacant(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        write(temporary)
-        temporary.chmod(0o755)
-        if path.exists():
-            path.rmdir()
-        os.rename(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save(bundle: Bundle, folder: str | Path) -> None:

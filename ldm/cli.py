@@ -5,9 +5,7 @@ Exit status 0 where all went well, 2 with one sentence on standard error for a u
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import weights_convert
-from ldm.bundle import DTYPES, check_vacant
+from ldm.bundle import DTYPES
+from ldm.files import check_png, check_vacant, check_writable, write_whole
 from ldm.generate import decode, generate
 from ldm.samplers import SAMPLERS
 from ldm.schedule import PREDICTIONS, SPACINGS, check_name
@@ -113,12 +112,10 @@ def run_generate(args: argparse.Namespace) -> None:
 
 def check_outputs(pictures: list[Path], latents: Path | None) -> None:
     """Raises ValueError, before any work is done, if one of the files to write cannot be."""
-    odd = [path for path in pictures if path.suffix.lower() != ".png"]
-    if odd:
-        raise ValueError(f"{odd[0]}: pictures are written as PNG; give --out a name that ends in .png")
-    for path in [*pictures, *([latents] if latents else [])]:
-        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            raise ValueError(f"{path}: cannot be written (is it a folder, or is its folder missing or read-only?)")
+    for path in pictures:
+        check_png(path)
+    if latents:
+        check_writable(latents)
     if latents in pictures:
         raise ValueError(f"{latents}: is to hold both the picture and the latents; give two names")
 
@@ -129,18 +126,6 @@ def read_array(path: Path) -> np.ndarray:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path}: no readable .npy file of numbers ({error})") from None
-
-
-def write_whole(path: Path, write) -> None:
-    """Calls ``write(binary file)`` on a temporary file, then renames it to ``path``: never half a file."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def write_png(path: Path, picture: np.ndarray, settings: dict) -> None:

@@ -42,7 +42,7 @@ LAYERS = [
     ["ldm.guidance"],
     ["ldm.samplers"],
     ["ldm.denoiser"],
-    ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file"],
+    ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file", "ldm.files"],
     ["ldm.vocabulary", "ldm.conditioning", "ldm.hooks"],
     ["ldm.attention"],
 ]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from ldm.bundle import MODELS, Bundle, into_place
+from ldm.bundle import MODELS, Bundle
+from ldm.files import into_place
 from ldm.models.autoencoder import VAEConfig
 from ldm.models.layers import Params, shapes
 from ldm.models.text import TextConfig
