@@ -34,11 +34,11 @@ SPLITS = ("train", "test", "held_out")
 PAIRS = tuple((c, k) for k in range(HANDSET) for c in range(len(COLOURS)))
 SEEN = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
 CANDIDATES = 64
-MARGIN, HIDDEN, GAP = 0.03, 0.25, 0.12  # of the frame, of a toy's outline, toy units between toys
+MARGIN, HIDDEN, GAP = 0.05, 0.25, 0.12  # of the frame, of a toy's outline, toy units between toys
 ELEVATION = (22.0, 42.0)  # degrees
 
 # Half width and height of each kind's outline at radius 1, for what it hides.
-OUTLINE = np.array([[0.92, 1.84], [0.90, 1.40], [0.73, 1.64], [0.85, 1.75], [0.97, 0.62], [0.75, 1.75], [0.95, 0.80]])
+OUTLINE = np.array([[0.92, 1.84], [0.90, 1.40], [0.73, 1.64], [0.85, 1.75], [0.97, 0.62], [0.75, 2.10], [0.95, 0.80]])
 
 
 class Uniform:
