@@ -47,13 +47,23 @@ class AddedToken(NamedTuple):
 
 
 def packaged(pad: str) -> dict[str, Any]:
-    """A Tokenizer's fields for CLIP: bytes, bytes that end a word, a token for each merge, two special tokens."""
+    """A Tokenizer's fields for CLIP."""
     merges = parse_merges(gzip.decompress((DATA / "clip_merges.txt.gz").read_bytes()).decode("utf-8"), "clip_merges")
+    return from_merges(merges, pad)
+
+
+def from_merges(merges: Pairs, pad: str = EOS, max_length: int = MAX_LENGTH) -> dict[str, Any]:
+    """A Tokenizer's fields in CLIP's order: bytes, bytes that end a word, a token for each merge, two special tokens.
+
+    Two merges may make the same token. Raises ValueError for a merge of tokens that are not there, and for a length
+    below 2.
+    """
     characters = list(BYTE_CHARACTERS.values())
     tokens = [*characters, *(c + END_OF_WORD for c in characters), *(a + b for a, b in merges), BOS, EOS]
     special = {"content": BOS, "normalized": True}, {"content": EOS, "normalized": True}
     config = {"bos_token": special[0], "eos_token": special[1], "unk_token": special[1], "pad_token": pad}
-    return build({token: i for i, token in enumerate(tokens)}, merges, config, {}, "the packaged vocabulary")
+    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    return build(vocab, merges, config | {"model_max_length": max_length}, {}, "the vocabulary of these merges")
 
 
 def read(folder: Path) -> dict[str, Any]:
