@@ -1,4 +1,4 @@
-"""The command line: ``ldm generate | inspect | convert``. Thin: every command is one call of a public function.
+"""The command line, ``ldm generate | inspect | convert | toybox``. Thin: a command is one call of a public function.
 
 Exit status 0 where all went well, 2 with one sentence on standard error for a user's mistake.
 """
@@ -20,6 +20,9 @@ from ldm.files import check_png, check_vacant, check_writable, write_whole
 from ldm.generate import decode, generate
 from ldm.samplers import SAMPLERS
 from ldm.schedule import PREDICTIONS, SPACINGS, check_name
+from ldm.toybox.dataset import Dataset, write_folder
+from ldm.toybox.sampling import SPLITS
+from ldm.toybox.sheets import SHEETS
 from weights_convert.inspection import inspect
 
 
@@ -48,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("source", metavar="SRC")
     convert.add_argument("destination", type=Path, metavar="DST")
     _source_options(convert)
+    toybox = commands.add_parser("toybox", help="draw the small world of toys, with the truth of every picture")
+    _toybox_options(toybox)
     for command in (make, convert):
         command.add_argument("--dtype", default="float32", choices=DTYPES)
         command.add_argument("--vae", metavar="SRC", help="another autoencoder, or TAESD for quick previews")
@@ -75,6 +80,20 @@ def _source_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prediction", choices=PREDICTIONS, help="for a single file that does not say")
     command.add_argument("--ema", action="store_true", help="for a single file: the averaged U-Net")
     command.add_argument("--variant", help="for a folder: fp16, non_ema, …")
+
+
+def _toybox_options(command: argparse.ArgumentParser) -> None:
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--grid", type=Path, metavar="OUT.png", help="a sheet of 8x8 scenes")
+    what.add_argument("--truths", type=Path, metavar="OUT.png", help="every truth of three scenes, drawn")
+    what.add_argument("--turntable", type=Path, metavar="OUT.png", help="one scene from all around")
+    what.add_argument("--make", type=int, metavar="N", help="a folder of N pictures with all their truths")
+    command.add_argument("--out", type=Path, metavar="DIR", help="the folder of --make: new or empty")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--split", default="train", metavar="NAME", help=", ".join(SPLITS))
+    command.add_argument("--toys", type=int, metavar="N", help="of every scene (default: 1 to 3)")
+    sizes = ", ".join(f"--{name} {size}" for name, (_, size) in SHEETS.items())
+    command.add_argument("--size", type=int, metavar="N", help=f"pixels along each side ({sizes}, --make 64)")
 
 
 def _options(args: argparse.Namespace) -> dict:
@@ -148,7 +167,24 @@ def run_convert(args: argparse.Namespace) -> None:
     print(args.destination)
 
 
-COMMANDS = {"generate": run_generate, "inspect": run_inspect, "convert": run_convert}
+def run_toybox(args: argparse.Namespace) -> None:
+    """``ldm toybox``."""
+    if (args.make is None) != (args.out is None):
+        raise ValueError("--make N and --out DIR go together: N pictures, and the folder for them")
+    name = next(name for name in ("make", *SHEETS) if getattr(args, name) is not None)
+    draw, size = SHEETS.get(name, (None, Dataset.size))
+    data = Dataset(args.seed, args.split, args.toys, size if args.size is None else args.size)
+    path = args.out or getattr(args, name)
+    if draw is None:
+        write_folder(path, args.make, data)
+    else:
+        check_png(path)
+        sheet = draw(data)
+        write_whole(path, lambda file: sheet.save(file, format="PNG", optimize=True))
+    print(path)
+
+
+COMMANDS = {"generate": run_generate, "inspect": run_inspect, "convert": run_convert, "toybox": run_toybox}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -81,6 +81,9 @@ def test_the_options_of_the_page_are_those_of_the_program():
     own = {option for action in commands["generate"]._actions for option in action.option_strings}
     assert written <= own
     assert own - written == {"-h", "--help", "--config", "--prediction", "--ema", "--variant"}
+    toybox = {option for action in commands["toybox"]._actions for option in action.option_strings}
+    text = "".join(re.findall(r"^ldm toybox .*", section("From the command line"), re.MULTILINE))
+    assert set(re.findall(r"--[a-z-]+", text)) == toybox - {"-h", "--help"}
     assert set(commands) == set(re.findall(r"^ldm (\w+)", section("From the command line"), re.MULTILINE))
 
 

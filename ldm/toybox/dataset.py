@@ -29,7 +29,7 @@ from ldm.toybox.truth import KEYPOINTS, Truth
 from ldm.toybox.world import render, to_uint8, truths
 
 CAPTION_STREAMS = 10  # the streams from here on are those of captions, one for each split; scenes have the first ones
-CHUNK = 16  # examples drawn together when a folder is written
+CHUNK = 8  # examples drawn together when a folder is written
 MOST = 1_000_000  # file names have six digits
 DEPTH_UNITS = 1000  # of a depth map's 16 bits to one toy unit
 MAPS = ("segmentation", "depth", "normals", "edges")
@@ -37,7 +37,7 @@ MAPS = ("segmentation", "depth", "normals", "edges")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Which examples, and how they are drawn and told.
+    """Which examples, and how they are drawn and told. Raises ValueError for a seed below 0 or of more than 63 bits.
 
     ``split``, ``toys``: as :func:`ldm.toybox.sampling.random_scene` has them. ``size``: pixels along each side.
     ``samples``: rays along each side of a pixel.
@@ -49,6 +49,10 @@ class Dataset:
     size: int = 64
     samples: int = 2
     wording: Wording = VARIED
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"a seed is a whole number from 0 to 2**63 - 1, got {self.seed}")
 
 
 class Example(NamedTuple):
@@ -117,19 +121,17 @@ def write_folder(folder: str | Path, n: int, data: Dataset = Dataset()) -> None:
 
 
 def _write_pictures(to: Path, n: int, data: Dataset) -> Iterator[dict[str, Any]]:
-    """Writes the files of every example; yields its row. Chunks have one shape: the last one begins earlier."""
-    chunk = min(n, CHUNK)
-    for first in range(0, n, chunk):
-        begin = min(first, n - chunk)
-        batch = pictures(range(begin, begin + chunk), data)
+    """Writes the files of every example; yields its row. The last chunk is drawn whole, for one shape to compile."""
+    for first in range(0, n, CHUNK):
+        batch = pictures(range(first, first + CHUNK), data)
         found = Truth(*(np.asarray(values) for values in truths(batch["scene"], data.size)))
-        for i in range(first - begin, chunk):
+        for i in range(min(CHUNK, n - first)):
             one = Truth(*(values[i] for values in found))
             drawn = {"images": to_uint8(batch["picture"][i]), **encoded(one)}
             for kind, pixels in drawn.items():
-                Image.fromarray(pixels).save(to / file_name(kind, begin + i))
+                Image.fromarray(pixels).save(to / file_name(kind, first + i))
             made = Example(take(batch["scene"], i), batch["caption"][i])
-            yield row(begin + i, made, one, data)
+            yield row(first + i, made, one, data)
 
 
 def file_name(kind: str, index: int) -> str:
