@@ -173,7 +173,8 @@ REFUSED = {
     "nan": (lambda: scene([Toy("cube", yaw=float("nan"))]), "yaw is finite numbers"),
     "split": (lambda: random_scene(0, split="dev"), "no split 'dev'; choose from train, test, held_out"),
     "toys": (lambda: random_scene(0, toys=4), "1 to 3 toys, got 4"),
-    "index": (lambda: random_scene(-1), "count from 0"),
+    "index": (lambda: random_scene(-1), "numbered from 0"),
+    "large index": (lambda: random_scene(2**63), "numbered from 0 to 2"),
 }
 
 

@@ -31,29 +31,37 @@ class Camera:
     target: Any
 
 
+def _numpy_for(camera: Camera, *others: Any) -> Any:
+    """The module to compute with: NumPy as long as nothing is an array of JAX, which costs far more a call."""
+    return jnp if any(isinstance(value, jax.Array) for value in jax.tree.leaves((camera, others))) else np
+
+
 def axes(camera: Camera) -> Any:
     """The camera's right, up and forward directions in the world, as the rows of [..., 3, 3]."""
-    ca, sa = jnp.cos(camera.azimuth), jnp.sin(camera.azimuth)
-    ce, se = jnp.cos(camera.elevation), jnp.sin(camera.elevation)
-    right = jnp.stack([ca, jnp.zeros_like(ca), -sa], -1)
-    up = jnp.stack([-se * sa, ce, -se * ca], -1)
-    forward = jnp.stack([-ce * sa, -se, -ce * ca], -1)
-    return jnp.stack([right, up, forward], -2)
+    xp = _numpy_for(camera)
+    ca, sa = xp.cos(camera.azimuth), xp.sin(camera.azimuth)
+    ce, se = xp.cos(camera.elevation), xp.sin(camera.elevation)
+    right = xp.stack([ca, xp.zeros_like(ca), -sa], -1)
+    up = xp.stack([-se * sa, ce, -se * ca], -1)
+    forward = xp.stack([-ce * sa, -se, -ce * ca], -1)
+    return xp.stack([right, up, forward], -2)
 
 
 def origin(camera: Camera) -> Any:
     """Where the camera stands, [..., 3]."""
-    return camera.target - axes(camera)[..., 2, :] * jnp.asarray(camera.distance)[..., None]
+    return camera.target - axes(camera)[..., 2, :] * _numpy_for(camera).asarray(camera.distance)[..., None]
 
 
 def to_camera(camera: Camera, points: Any) -> Any:
     """World points [..., N, 3] in the camera's own coordinates: right, up, depth."""
-    return jnp.einsum("...ij,...nj->...ni", axes(camera), points - origin(camera)[..., None, :])
+    xp = _numpy_for(camera, points)
+    return xp.einsum("...ij,...nj->...ni", axes(camera), points - origin(camera)[..., None, :])
 
 
 def to_world(camera: Camera, points: Any) -> Any:
     """The inverse of :func:`to_camera`."""
-    return jnp.einsum("...ij,...ni->...nj", axes(camera), points) + origin(camera)[..., None, :]
+    xp = _numpy_for(camera, points)
+    return xp.einsum("...ij,...ni->...nj", axes(camera), points) + origin(camera)[..., None, :]
 
 
 def project(camera: Camera, points: Any, aspect: float = 1.0) -> tuple[Any, Any]:
@@ -61,9 +69,9 @@ def project(camera: Camera, points: Any, aspect: float = 1.0) -> tuple[Any, Any]
 
     ``aspect`` is width / height. Points at or behind the camera's plane have depth <= 0, and no meaningful position.
     """
-    seen = to_camera(camera, points)
-    scale = 0.5 / (np.tan(FIELD_OF_VIEW / 2) * jnp.maximum(seen[..., 2], 1e-6))
-    where = jnp.stack([0.5 + seen[..., 0] * scale / aspect, 0.5 - seen[..., 1] * scale], -1)
+    xp, seen = _numpy_for(camera, points), to_camera(camera, points)
+    scale = 0.5 / (np.tan(FIELD_OF_VIEW / 2) * xp.maximum(seen[..., 2], 1e-6))
+    where = xp.stack([0.5 + seen[..., 0] * scale / aspect, 0.5 - seen[..., 1] * scale], -1)
     return where, seen[..., 2]
 
 
@@ -82,6 +90,7 @@ def rays(camera: Camera, rows: Any, columns: Any, aspect: float = 1.0) -> tuple[
 
 def relative_pose(first: Camera, second: Camera) -> tuple[Any, Any]:
     """R [..., 3, 3] and t [..., 3] that take the first camera's coordinates to the second's: ``R p + t``."""
-    turn = jnp.einsum("...ij,...kj->...ik", axes(second), axes(first))
-    shift = jnp.einsum("...ij,...j->...i", axes(second), origin(first) - origin(second))
+    xp = _numpy_for(first, second)
+    turn = xp.einsum("...ij,...kj->...ik", axes(second), axes(first))
+    shift = xp.einsum("...ij,...j->...i", axes(second), origin(first) - origin(second))
     return turn, shift

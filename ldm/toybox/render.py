@@ -21,9 +21,9 @@ from ldm.toybox import solids
 from ldm.toybox.camera import origin, rays
 from ldm.toybox.scene import HEAD, RADIUS, SLOTS, Scene
 
-MARCH, SHADOW = 16, 10  # steps
+MARCH, SHADOW = 24, 10  # steps
 FAR = 60.0
-CLOSE = 0.004  # of the distance travelled: near enough to be a hit
+CLOSE = 0.002  # of the distance travelled: near enough to be a hit
 LAMP = 7.0  # its hardness: one over the tangent of the angle under which it is seen
 
 GROUND = np.array(  # linear light, by ground

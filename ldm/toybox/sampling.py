@@ -70,8 +70,8 @@ def random_scene(index: int, seed: int = 0, split: str = "train", toys: int | No
         raise ValueError(f"the toybox has no split {split!r}; choose from {', '.join(SPLITS)}")
     if toys is not None and toys not in range(1, SLOTS + 1):
         raise ValueError(f"a scene has 1 to {SLOTS} toys, got {toys}")
-    if index < 0 or seed < 0:
-        raise ValueError(f"scenes and seeds count from 0, got scene {index} of seed {seed}")
+    if not (0 <= index < 2**63 and 0 <= seed < 2**63):
+        raise ValueError(f"scenes and seeds are numbered from 0 to 2**63 - 1, got scene {index} of seed {seed}")
     rng = Uniform(seed, SPLITS.index(split), index)
     first = rng.random()
     n = toys or 1 + (first >= 0.4) + (first >= 0.8)

@@ -55,15 +55,20 @@ def truth(scene: Scene, height: int, width: int) -> Truth:
 
 
 def edges(part: Array, depth: Array, n: Array) -> Array:
-    """Where a pixel differs from its right or lower neighbour: another part, a step in depth, a crease. [H, W] bool."""
+    """Where a pixel differs from what is a 64th of the picture to its right or below: part, depth, normal. [H, W] bool.
+
+    That is its neighbour at 64 pixels; lines are as wide, and creases as sharp, at any size.
+    """
     found = jnp.zeros(part.shape, bool)
     for axis in (0, 1):
-        other = [jnp.roll(values, -1, axis) for values in (part, depth, n)]
+        size = part.shape[axis]
+        reach = max(1, round(size / 64))
+        other = [jnp.roll(values, -reach, axis) for values in (part, depth, n)]
         toy = (part >= 0) | (other[0] >= 0)  # the table's own depth changes fast near the horizon
         step = (
             (part != other[0]) | (toy & (jnp.abs(depth - other[1]) > STEP)) | (toy & ((n * other[2]).sum(-1) < CREASE))
         )
-        inner = jnp.arange(part.shape[axis]) < part.shape[axis] - 1
+        inner = jnp.arange(size) < size - reach
         found |= step & (inner[:, None] if axis == 0 else inner)
     return found
 

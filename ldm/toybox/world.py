@@ -23,13 +23,14 @@ def render(scenes: Scene, size: int | tuple[int, int] = 64, samples: int = 2) ->
     _check(scenes)
     if samples not in range(1, 9):
         raise ValueError(f"a pixel takes 1 to 8 samples along each side, got {samples}")
-    return _render(scenes, *_shape(size), samples)
+    return _render(_whole(scenes), *_shape(size), samples)[: len(scenes.kind)]
 
 
 def truths(scenes: Scene, size: int | tuple[int, int] = 64) -> Truth:
     """What is true of the pictures of a batch of scenes, each field with a first axis B. Raises ValueError."""
     _check(scenes)
-    return _truths(scenes, *_shape(size))
+    found = _truths(_whole(scenes), *_shape(size))
+    return jax.tree.map(lambda values: values[: len(scenes.kind)], found)
 
 
 def to_uint8(pictures: Array) -> np.ndarray:
@@ -45,6 +46,12 @@ def _render(scenes: Scene, height: int, width: int, samples: int) -> Array:
 @partial(jax.jit, static_argnums=(1, 2))
 def _truths(scenes: Scene, height: int, width: int) -> Truth:
     return jax.lax.map(lambda one: truth(one, height, width), scenes, batch_size=AT_ONCE)
+
+
+def _whole(scenes: Scene) -> Scene:
+    """The batch filled up with its last scene to a multiple of ``AT_ONCE``: a rest would be a second program."""
+    missing = -len(scenes.kind) % AT_ONCE
+    return jax.tree.map(lambda a: np.concatenate([a, np.repeat(np.asarray(a)[-1:], missing, 0)]), scenes)
 
 
 def _shape(size: int | tuple[int, int]) -> tuple[int, int]:
