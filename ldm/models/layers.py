@@ -6,7 +6,8 @@ A model here is a class and a frozen configuration; its parameters are ONE flat 
 array to the array: ``{"encoder.down.0.res.1.conv1.kernel": …}``. Converters, LoRA and files work on that dictionary;
 :func:`bind` turns it back into a Flax module inside a jitted function.
 
-Source of the residual block: "Denoising Diffusion Probabilistic Models" (arXiv:2006.11239), appendix B.
+Sources: "Denoising Diffusion Probabilistic Models" (arXiv:2006.11239), appendix B, for the residual block; "Learning
+Transferable Visual Models From Natural Language Supervision" (arXiv:2103.00020), section 2.4, for the transformer's.
 """
 
 import functools
@@ -91,6 +92,19 @@ def layer_norm(width: int, keys: Keys, eps: float = 1e-5) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=keys)
 
 
+def quick_gelu(x: Array) -> Array:
+    """x * sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with."""
+    return x * nnx.sigmoid(1.702 * x)
+
+
+def exact_gelu(x: Array) -> Array:
+    """x * Phi(x), by the error function: what OpenCLIP's towers were trained with."""
+    return nnx.gelu(x, approximate=False)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
+
+
 def upsample_nearest(h: Array) -> Array:
     """[B, H, W, C] -> [B, 2H, 2W, C]: each pixel becomes a 2x2 block."""
     B, H, W, C = h.shape
@@ -131,3 +145,20 @@ class Attention(nnx.Module):
         split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)  # [B, L, N, D]
         y = hooks.attend(self.site, split(self.q(x)), split(self.k(context)), split(self.v(context)))
         return self.out(y.reshape(x.shape))
+
+
+class TransformerLayer(nnx.Module):
+    """Self-attention and a two-layer MLP, each after a norm and around a shortcut: [B, L, width] -> the same.
+
+    ``activation`` is one of ``ACTIVATIONS``; who may attend to whom is the attend hook's choice.
+    """
+
+    def __init__(self, width: int, mlp_width: int, heads: int, activation: str, keys: Keys, site: str):
+        self.norm1, self.norm2 = layer_norm(width, keys), layer_norm(width, keys)
+        self.attn = Attention(width, width, heads, keys, site, qkv_bias=True)
+        self.fc1, self.fc2 = linear(width, mlp_width, keys), linear(mlp_width, width, keys)
+        self.activation = activation
+
+    def __call__(self, h: Array, hooks: Hooks) -> Array:
+        h = h + self.attn(self.norm1(h), None, hooks)
+        return h + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(h))))

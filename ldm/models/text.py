@@ -16,20 +16,7 @@ from jax import Array
 
 from ldm.attention import attention
 from ldm.hooks import Hooks
-from ldm.models.layers import Attention, Keys, layer_norm, linear
-
-
-def quick_gelu(x: Array) -> Array:
-    """x * sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with."""
-    return x * nnx.sigmoid(1.702 * x)
-
-
-def exact_gelu(x: Array) -> Array:
-    """x * Phi(x), by the error function: what OpenCLIP's towers were trained with."""
-    return nnx.gelu(x, approximate=False)
-
-
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
+from ldm.models.layers import Keys, TransformerLayer, layer_norm, linear
 
 
 @dataclass(frozen=True)
@@ -54,21 +41,6 @@ class TextFeatures(NamedTuple):
     pooled: Array
 
 
-class Layer(nnx.Module):
-    """Causal self-attention and a two-layer MLP, each after a norm and around a shortcut."""
-
-    def __init__(self, config: TextConfig, keys: Keys, site: str):
-        self.norm1, self.norm2 = layer_norm(config.width, keys), layer_norm(config.width, keys)
-        self.attn = Attention(config.width, config.width, config.heads, keys, site, qkv_bias=True)
-        self.fc1 = linear(config.width, config.mlp_width, keys)
-        self.fc2 = linear(config.mlp_width, config.width, keys)
-        self.activation = config.activation
-
-    def __call__(self, h: Array, hooks: Hooks) -> Array:
-        h = h + self.attn(self.norm1(h), None, hooks)
-        return h + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(h))))
-
-
 def causal_attention(site: str, q: Array, k: Array, v: Array) -> Array:
     """Attention in which token i sees tokens 0..i only. Shapes as in ``ldm.attention.attention``."""
     causal = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))
@@ -82,7 +54,8 @@ class TextTower(nnx.Module):
         self.config = config
         self.token_embedding = nnx.Embed(config.vocabulary, config.width, rngs=keys)
         self.position_embedding = nnx.Param(0.01 * jax.random.normal(keys.params(), (config.length, config.width)))
-        self.layers = nnx.List([Layer(config, keys, f"layers.{i}.attn") for i in range(config.layers)])
+        numbers = config.width, config.mlp_width, config.heads, config.activation, keys
+        self.layers = nnx.List([TransformerLayer(*numbers, f"layers.{i}.attn") for i in range(config.layers)])
         self.final_norm = layer_norm(config.width, keys)
         self.projection = linear(config.width, config.projection, keys, bias=False) if config.projection else None
 

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.models.text import ACTIVATIONS, TextConfig
+from ldm.models.layers import ACTIVATIONS
+from ldm.models.text import TextConfig
 from weights_convert.engine import Layout, Tensors
 from weights_convert.tables.fields import DEEPEST, axis, choice, divides, fixed, index, whole
 
