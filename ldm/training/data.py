@@ -109,7 +109,7 @@ class Batches:
         grain = _grain()
         (host, hosts), count = self.shard, self.source.count
         order = grain.MapDataset.range(count or ENDLESS)
-        order = order.seed(self.seed).shuffle().repeat() if count else order
+        order = order.seed(self.seed).shuffle().repeat(ENDLESS // count) if count else order
         every = order.batch(self.batch // hosts).map_with_index(partial(_rows, self.source, self.seed))
         mine = every[host::hosts][self._done :]
         read = mine.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD))
