@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ldm import bpe
-from ldm.files import into_place
+from ldm.files import check_vacant, into_place
 from ldm.tokenizer import Tokenizer
 from ldm.toybox.dataset import Dataset, example
 from ldm.toybox.grammar import WORDS
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the tokenizer; it must be empty or new")
     parser.add_argument("--captions", type=int, default=CAPTIONS, help="how many captions to learn from")
     options = parser.parse_args()
+    check_vacant(options.out)
     texts = captions(options.captions)
     learned = tokenizer(texts)
     into_place(options.out, learned.save)
