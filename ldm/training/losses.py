@@ -266,12 +266,19 @@ def denoising_loss(
     network is (x in the variance-preserving form [B, h, w, Z] float32, t [B] float32) -> eps, v or x0, by ``schedule``;
     x0 [B, h, w, Z] latents of unit variance. Metrics: mse, unweighted.
     """
+    x, t, noise, sigma = noisy(schedule, x0, keys, options)
+    answer, wide = network(x, t), sigma[:, None, None, None]
+    weight = min_snr_weight(sigma, options.min_snr, schedule.prediction) if options.min_snr else 1.0
+    target = target_for(schedule.prediction, jnp.asarray(x0, jnp.float32), noise, wide)
+    return diffusion_loss(answer, target, weight)
+
+
+def noisy(schedule: NoiseSchedule, x0: Array, keys: Array, options: DiffusionOptions) -> tuple[Array, ...]:
+    """Noise added at timesteps drawn at random: (x, in the variance-preserving form; t [B]; noise; sigma [B])."""
     parts = jax.vmap(lambda key: jax.random.split(key))(keys)  # [B, 2]
     o = options
     t = timesteps(parts[:, 0], schedule, o.timesteps, o.shift, o.mean, o.deviation)
     noise = offset_noise(parts[:, 1], x0.shape[1:], o.offset_noise)
     sigma = sigma_at(schedule, t)  # [B]
     wide, (x0,) = sigma[:, None, None, None], _single(x0)
-    answer = network(to_variance_preserving(add_noise(x0, noise, wide), wide), t)
-    weight = min_snr_weight(sigma, o.min_snr, schedule.prediction) if o.min_snr else 1.0
-    return diffusion_loss(answer, target_for(schedule.prediction, x0, noise, wide), weight)
+    return to_variance_preserving(add_noise(x0, noise, wide), wide), t, noise, sigma
