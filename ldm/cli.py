@@ -1,4 +1,4 @@
-"""The command line, ``ldm generate | inspect | convert | toybox``. Thin: a command is one call of a public function.
+"""The command line, ``ldm generate | inspect | convert | toybox | train``. Thin: each calls one public function.
 
 Exit status 0 where all went well, 2 with one sentence on standard error for a user's mistake.
 """
@@ -23,6 +23,7 @@ from ldm.schedule import PREDICTIONS, SPACINGS, check_name
 from ldm.toybox.dataset import Dataset, write_folder
 from ldm.toybox.sampling import SPLITS
 from ldm.toybox.sheets import SHEETS
+from ldm.training import command as training
 from weights_convert.inspection import inspect
 
 
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     _source_options(convert)
     toybox = commands.add_parser("toybox", help="draw the small world of toys, with the truth of every picture")
     _toybox_options(toybox)
+    training.add(commands)
     for command in (make, convert):
         command.add_argument("--dtype", default="float32", choices=DTYPES)
         command.add_argument("--vae", metavar="SRC", help="another autoencoder, or TAESD for quick previews")
@@ -184,7 +186,13 @@ def run_toybox(args: argparse.Namespace) -> None:
     print(path)
 
 
-COMMANDS = {"generate": run_generate, "inspect": run_inspect, "convert": run_convert, "toybox": run_toybox}
+COMMANDS = {
+    "generate": run_generate,
+    "inspect": run_inspect,
+    "convert": run_convert,
+    "toybox": run_toybox,
+    "train": training.run,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
