@@ -1,0 +1,183 @@
+"""Programs for processes of their own, with several virtual devices: ``python mesh_programs.py NAME [ARGUMENT]...``.
+
+They print one line of JSON, which test_sharding.py looks at. The number of devices is the environment's matter:
+``XLA_FLAGS=--xla_force_host_platform_device_count=8``.
+"""
+
+import json
+import re
+import sys
+from collections import Counter
+from importlib import import_module
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh
+
+from ldm.bundle import Configs
+from ldm.conditioning import Conditioning
+from ldm.inputs import Inputs, arrays, token_ids
+from ldm.models.autoencoder import VAEConfig
+from ldm.models.layers import bind, init
+from ldm.models.text import TextConfig
+from ldm.models.unet import UNet, UNetConfig
+from ldm.samplers import make_plan
+from ldm.schedule import NoiseSchedule
+from ldm.training.losses import DiffusionOptions, denoising_loss
+from ldm.training.optimiser import OptimiserConfig, make
+from ldm.training.sharding import distributed, make_mesh, replicate, shard_batch, shard_state
+from ldm.training.step import make_step, start
+from weights_convert.tiny import random_bundle
+
+CONFIG = UNetConfig(channels=(8,), blocks=1, depth=(1,), middle_depth=0, heads=(2,), context_dim=8, groups=4)
+SCHEDULE = NoiseSchedule(prediction="v_prediction")
+STEPS, ROWS = 3, 16
+COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+TINY = Configs(
+    unet=UNetConfig(channels=(32,), blocks=1, depth=(1,), middle_depth=0, heads=(2,), context_dim=32),
+    vae=VAEConfig(channels=(8, 8), blocks=1, groups=4),
+    text=TextConfig(width=32, mlp_width=64, layers=1, heads=1),
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A real U-Net, as small as can be, and a small regression with noise
+
+
+def unet_loss(params: Any, frozen: Any, batch: Any, keys: jax.Array) -> tuple:
+    unet = bind(UNet, CONFIG, params["unet"])
+    network = lambda x, t: unet(x, t, Conditioning(batch["context"]))
+    return denoising_loss(network, SCHEDULE, batch["latents"], keys, DiffusionOptions(min_snr=5.0))
+
+
+def unet_batch(step: int) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(step).standard_normal
+    return {"latents": draw((ROWS, 4, 4, 4), np.float32), "context": draw((ROWS, 3, 8), np.float32)}
+
+
+def line_loss(params: Any, frozen: Any, batch: Any, keys: jax.Array) -> tuple:
+    noise = jax.vmap(lambda key: jax.random.normal(key, (16,)))(keys)
+    answer = jnp.tanh((batch["x"] + 0.1 * noise) @ params["line"]["kernel"]) + params["line"]["bias"] + frozen["shift"]
+    return ((answer - batch["y"]) ** 2).mean(), {}
+
+
+def line_batch(step: int) -> dict[str, np.ndarray]:
+    x = np.random.default_rng(step).standard_normal((ROWS, 16)).astype(np.float32)
+    return {"x": x, "y": x[:, ::2] + 1}
+
+
+def line_run(mesh: Mesh | None, rows: slice = slice(None), steps: int = STEPS, **options: Any) -> tuple:
+    """The step and its last state; ``rows`` are those that this process reads."""
+    optimiser = make(OptimiserConfig(learning_rate=0.05), steps)
+    params = {"line": {"kernel": np.eye(16, 8, dtype=np.float32), "bias": np.zeros(8, np.float32)}}
+    step, state = make_step(line_loss, optimiser, seed=5, mesh=mesh, **options), start(params, optimiser)
+    frozen = {"shift": np.full(8, 0.1, np.float32)}
+    if mesh is not None:
+        state, frozen = shard_state(mesh, state), replicate(mesh, frozen)
+    for i in range(steps):
+        batch = {name: array[rows] for name, array in line_batch(i).items()}
+        state, metrics = step(state, frozen, batch if mesh is None else shard_batch(mesh, batch))
+    return step, state, {name: float(value) for name, value in metrics.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is said of a run
+
+
+def farthest(a: Any, b: Any) -> float:
+    """The largest difference of two trees of arrays."""
+    differences = jax.tree.map(lambda x, y: float(np.abs(np.asarray(x, np.float64) - np.asarray(y)).max()), a, b)
+    return max(jax.tree.leaves(differences))
+
+
+def share(tree: Any) -> float:
+    """The part of the bytes of a tree that the first device holds."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)
+
+
+def unet_run(mesh: Mesh | None) -> dict[str, Any]:
+    """A few steps of the U-Net, and the collectives of the compiled program. (Compiling Adam takes longer.)"""
+    optimiser = optax.sgd(0.1, momentum=0.9)
+    state = start({"unet": init(UNet, CONFIG, 0)}, optimiser)
+    place = (lambda batch: batch) if mesh is None else (lambda batch: shard_batch(mesh, batch))
+    state = state if mesh is None else shard_state(mesh, state)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_step(unet_loss, optimiser, seed=3, mesh=mesh).lower(state, {}, place(unet_batch(0))).compile()
+    losses = []
+    for i in range(STEPS):
+        state, metrics = step(state, {}, place(unet_batch(i)))
+        losses.append(float(metrics["loss"]))
+    return {
+        "state": state,
+        "losses": losses,
+        "collectives": Counter(COLLECTIVE.findall(step.as_text())),
+        "share": share(state),
+        "kept": layout == jax.tree.map(lambda leaf: leaf.sharding, state),
+    }
+
+
+def training() -> dict[str, Any]:
+    """One device against data parallel and fully sharded."""
+    alone, report = unet_run(None), {"arrays": len(jax.tree.leaves(init(UNet, CONFIG, 0)))}
+    for name, mesh in (("data", make_mesh()), ("fsdp", make_mesh(data=1, fsdp=8))):
+        run = unet_run(mesh)
+        report[name] = {key: run[key] for key in ("collectives", "share", "kept")}
+        report[name]["parameters"] = farthest(run["state"].params, alone["state"].params)
+        report[name]["moved"] = farthest(run["state"].params, {"unet": init(UNet, CONFIG, 0)})
+        report[name]["average"] = farthest(run["state"].average, alone["state"].average)
+        report[name]["losses"] = farthest(run["losses"], alone["losses"])
+    return report
+
+
+def lines() -> dict[str, Any]:
+    """The small regression on every shape of mesh, whole and in microbatches; how often its step was compiled."""
+    _, alone, metrics = line_run(None)
+    report = {"loss": metrics["loss"]}
+    for data, fsdp, accumulate in ((8, 1, 1), (1, 8, 1), (2, 4, 2), (-1, 2, 1)):
+        step, state, metrics = line_run(make_mesh(data, fsdp), accumulate=accumulate)
+        far = max(farthest(state.params, alone.params), farthest(state.average, alone.average))
+        report[f"{data} x {fsdp}, {accumulate}"] = [far, metrics["loss"], step._cache_size(), share(state)]
+    return report
+
+
+def sampler() -> tuple[Any, dict, Inputs, dict]:
+    """``ldm.generate``'s program, and parameters, inputs and static arguments for a tiny model and eight pictures."""
+    bundle = random_bundle(configs=TINY, size=(16, 16))
+    latents, given, _ = arrays(bundle, 8, None, None, None)
+    plan = make_plan(TINY.schedule, "euler_a", "leading", 3)
+    ids = token_ids(bundle, [f"{n} dogs" for n in range(8)], [""] * 8)
+    inputs = Inputs(ids, np.int32(0), np.float32(5), np.uint32(3), plan, latents, np.bool_(given), None)
+    static = {"configs": TINY, "sampler": "euler_a", "output": "latents", "progress": False}
+    return import_module("ldm.generate")._generate, dict(bundle.params), inputs, static
+
+
+def sampling() -> dict[str, Any]:
+    """Sampling with the pictures over eight devices, against one device."""
+    program, params, inputs, static = sampler()
+    alone, _ = program(params, inputs, **static)
+    mesh = make_mesh()
+    cut = {name: shard_batch(mesh, getattr(inputs, name)) for name in ("ids", "latents")}
+    pictures, _ = program(replicate(mesh, params), replicate(mesh, inputs)._replace(**cut), **static)
+    return {"difference": farthest(pictures, alone), "share": share(pictures), "size": float(np.std(alone))}
+
+
+def together(coordinator: str, processes: str, process: str) -> dict[str, Any]:
+    """One of several processes that train together, each reading its own rows."""
+    index, count = distributed(coordinator, int(processes), int(process))
+    rows = slice(index * ROWS // count, (index + 1) * ROWS // count)
+    _, state, metrics = line_run(make_mesh(data=1, fsdp=count), rows)
+    gather = lambda leaf: np.asarray(process_allgather(leaf, tiled=True)).tolist()
+    return {
+        "process": [index, count, jax.process_count(), len(jax.devices())],
+        "params": jax.tree.map(gather, state.params),
+        "loss": metrics["loss"],
+        "share": share(state),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))
