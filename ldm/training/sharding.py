@@ -11,8 +11,8 @@ of the optimiser) is whole along "data" and cut along "fsdp":
 | make_mesh(data=4, fsdp=8)       | both: four copies of the state, each spread over eight devices           |
 
 The compiler puts in the communication: gradients are summed over all devices (an all-reduce, or a reduce-scatter to
-the device that keeps the part), and weights that are cut are gathered once a step, in the dtype that the loss computes
-in. So between steps a device holds 1/fsdp of the state, and within a step one whole copy of the weights besides.
+the device that keeps the part), and weights that are cut are gathered once a step, after they are cast to the dtype of
+the loss (a CPU moves float32 all the same). So between steps a device holds 1/fsdp of the state, and within a step one whole copy of the weights besides.
 
 One machine:
     mesh = make_mesh(data=1, fsdp=8)
