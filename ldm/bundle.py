@@ -20,16 +20,25 @@ from flax import nnx
 from ldm import weights_file
 from ldm.files import into_place
 from ldm.models.autoencoder import VAE, VAEConfig
+from ldm.models.classifier import Classifier, ClassifierConfig
 from ldm.models.layers import Params, bind, shapes
 from ldm.models.taesd import TinyVAE, TinyVAEConfig
 from ldm.models.text import TextConfig, TextTower
 from ldm.models.unet import UNet, UNetConfig
+from ldm.models.vision import VisionConfig, VisionTower
 from ldm.schedule import NoiseSchedule
 from ldm.tokenizer import Tokenizer
 
 FORMAT, VERSION = "ldm bundle", 1
-PARTS = ("unet", "vae", "text")
-MODELS = {UNetConfig: UNet, VAEConfig: VAE, TinyVAEConfig: TinyVAE, TextConfig: TextTower}
+PARTS = ("unet", "vae", "text", "image", "classifier")
+MODELS = {
+    UNetConfig: UNet,
+    VAEConfig: VAE,
+    TinyVAEConfig: TinyVAE,
+    TextConfig: TextTower,
+    VisionConfig: VisionTower,
+    ClassifierConfig: Classifier,
+}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -40,6 +49,8 @@ class Configs:
     unet: UNetConfig | None = None
     vae: VAEConfig | TinyVAEConfig | None = None
     text: TextConfig | None = None
+    image: VisionConfig | None = None
+    classifier: ClassifierConfig | None = None
     schedule: NoiseSchedule = NoiseSchedule()  # noqa: RUF009
 
 
@@ -53,7 +64,7 @@ class Bundle:
     size: tuple[int, int] = (512, 512)
 
     def require(self, *parts: str) -> None:
-        """Raises ValueError naming what is missing of ``parts`` (of "unet", "vae", "text")."""
+        """Raises ValueError naming what is missing of ``parts`` (of ``PARTS``)."""
         missing = [part for part in parts if part not in self.params]
         if missing:
             raise ValueError(

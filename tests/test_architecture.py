@@ -34,6 +34,7 @@ LAYERS = [
     ["ldm"],
     ["ldm.generate"],
     ["ldm.inputs"],
+    ["ldm.toybox.recipe"],
     ["ldm.editing", "ldm.evaluation", "ldm.training"],
     ["ldm.adapters"],
     ["ldm.bundle"],
@@ -41,7 +42,7 @@ LAYERS = [
     ["ldm.models"],
     ["ldm.guidance"],
     ["ldm.samplers"],
-    ["ldm.denoiser"],
+    ["ldm.denoiser", "ldm.bpe"],
     ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file", "ldm.files"],
     ["ldm.vocabulary", "ldm.conditioning", "ldm.hooks"],
     ["ldm.attention"],
@@ -75,7 +76,8 @@ def imports(path: Path) -> set[str]:
 
 def depth_of(module: str) -> int:
     """The row of ``LAYERS`` that a module belongs to, by its longest prefix; 'ldm' alone is only the package itself."""
-    prefix = module if module in DEPTH else ".".join(module.split(".")[:2])
+    parts = module.split(".")
+    prefix = next((p for n in range(len(parts), 1, -1) if (p := ".".join(parts[:n])) in DEPTH), ".".join(parts[:2]))
     assert prefix in DEPTH, f"{module} has no place in LAYERS"
     return DEPTH[prefix]
 

@@ -34,11 +34,24 @@ class VAEConfig:
     blocks: int = 2  # residual blocks per level of the encoder; the decoder has one more
     groups: int = 32
     scale: float = 0.18215
+    patch: int = 1  # blocks of patch x patch pixels become the channels of one, and back: for small machines
 
     @property
     def factor(self) -> int:
         """Pixels of the picture per latent pixel, a side."""
-        return 2 ** (len(self.channels) - 1)
+        return self.patch * 2 ** (len(self.channels) - 1)
+
+
+def space_to_depth(x: Array, n: int) -> Array:
+    """[B, H, W, C] -> [B, H / n, W / n, n n C]: each n x n block of pixels becomes one pixel's channels."""
+    B, H, W, C = x.shape
+    return x.reshape(B, H // n, n, W // n, n, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, H // n, W // n, n * n * C)
+
+
+def depth_to_space(x: Array, n: int) -> Array:
+    """The inverse of :func:`space_to_depth`."""
+    B, H, W, C = x.shape
+    return x.reshape(B, H, W, n, n, C // n**2).transpose(0, 1, 3, 2, 4, 5).reshape(B, H * n, W * n, C // n**2)
 
 
 class AttentionBlock(nnx.Module):
@@ -97,14 +110,15 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: VAEConfig, keys: Keys):
         cs, last = config.channels, len(config.channels) - 1
-        self.conv_in = conv(config.in_channels, cs[0], keys)
+        self.patch = config.patch
+        self.conv_in = conv(config.in_channels * config.patch**2, cs[0], keys)
         self.down = nnx.List([DownLevel(cs[max(i - 1, 0)], c, config, keys, i == last) for i, c in enumerate(cs)])
         self.middle = Middle(cs[-1], config.groups, keys, "encoder.middle")
         self.norm_out = group_norm(cs[-1], config.groups, EPS, keys)
         self.conv_out = conv(cs[-1], 2 * config.latent_channels, keys)
 
     def __call__(self, x: Array, hooks: Hooks) -> Array:
-        h = self.conv_in(x)
+        h = self.conv_in(space_to_depth(x, self.patch))
         for level in self.down:
             h = level(h)
         return self.conv_out(nnx.silu(self.norm_out(self.middle(h, hooks))))
@@ -115,17 +129,18 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: VAEConfig, keys: Keys):
         cs, last = config.channels[::-1], len(config.channels) - 1
+        self.patch = config.patch
         self.conv_in = conv(config.latent_channels, cs[0], keys)
         self.middle = Middle(cs[0], config.groups, keys, "decoder.middle")
         self.up = nnx.List([UpLevel(cs[max(i - 1, 0)], c, config, keys, i == last) for i, c in enumerate(cs)])
         self.norm_out = group_norm(cs[-1], config.groups, EPS, keys)
-        self.conv_out = conv(cs[-1], config.in_channels, keys)
+        self.conv_out = conv(cs[-1], config.in_channels * config.patch**2, keys)
 
     def __call__(self, z: Array, hooks: Hooks) -> Array:
         h = self.middle(self.conv_in(z), hooks)
         for level in self.up:
             h = level(h)
-        return self.conv_out(nnx.silu(self.norm_out(h)))
+        return depth_to_space(self.conv_out(nnx.silu(self.norm_out(h))), self.patch)
 
 
 class VAE(nnx.Module):

@@ -1,0 +1,236 @@
+"""The four things that ``ldm train`` trains, each as a :class:`ldm.training.loop.Task`.
+
+    vae         pictures -> autoencoder                                   [model.vae]
+    clip        pictures, captions -> text tower and image tower          [model.text] [model.image] model.tokenizer
+    unet        latents, captions -> U-Net; the rest comes from ``base``    [model.unet] [model.schedule]
+    classifier  latents, labels -> classifier of noisy latents, for scenes with one toy     [model.classifier]
+
+A base that already has the part is trained on: that is fine-tuning, whole or, by ``layers``, in part. The table
+``[loss]`` holds the numbers of the dataclass named in each function below.
+
+B batch, H W picture, h w Z latents, S tokens, K hard negatives.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ldm.bundle import Bundle
+from ldm.conditioning import Conditioning
+from ldm.models import clip as pair
+from ldm.models.autoencoder import VAE, VAEConfig, reparameterize
+from ldm.models.classifier import Classifier, ClassifierConfig
+from ldm.models.layers import bind
+from ldm.models.text import TextConfig, TextTower
+from ldm.models.unet import UNet, UNetConfig
+from ldm.models.vision import VisionConfig, VisionTower
+from ldm.schedule import NoiseSchedule
+from ldm.tokenizer import Tokenizer
+from ldm.toybox.scene import COLOURS, KINDS
+from ldm.training import losses
+from ldm.training.config import TrainConfig, read, within
+from ldm.training.loop import Task
+from ldm.training.losses import DiffusionOptions, VAEWeights
+from ldm.training.parts import (
+    QUIET,
+    TRAINING,
+    as_pictures,
+    base_of,
+    fresh,
+    known_tables,
+    latents_of,
+    merged,
+    numbers,
+    open_data,
+    split,
+    tokens,
+    write,
+)
+from ldm.training.samples import draw, reconstruct
+
+SHOWN = 8  # pictures of a sheet of samples
+MEASURED = 512  # pictures by which the latents' scale is measured
+
+
+def vae(config: TrainConfig, out: Path) -> Task:
+    """Reconstruction and KL; ``[loss]``: :class:`ldm.training.losses.VAEWeights` without its last two.
+
+    In the end the scale of the latents is measured, so that they have unit variance.
+    """
+    known_tables(config, "vae")
+    base, weights = base_of(config), read(VAEWeights, config.loss, "loss")
+    if weights.perceptual or weights.adversarial:
+        raise ValueError("loss: perceptual and adversarial terms need networks that this task does not have; leave 0")
+    own = numbers(VAEConfig, config, "vae", base)
+    begun = base.params.get("vae") or fresh(VAE, own, config.seed)
+    trained, still = split(begun, config.layers)
+    data = open_data(config, out)
+
+    def loss(params: Any, frozen: Any, batch: Any, keys: Array) -> tuple[Array, dict]:
+        model, x = bind(VAE, own, {**frozen["vae"], **params["vae"]}), as_pictures(batch)
+        mean, logvar = model.encode(x, TRAINING)
+        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+        return losses.vae_loss(model.decode(reparameterize(mean, logvar, noise), TRAINING), x, mean, logvar, weights)
+
+    def finish(average: Any, out: Path) -> None:
+        params = {**still, **average["vae"]}
+        scaled = replace(own, scale=1 / float(reconstruct(own, params, data.some(MEASURED)["pictures"])[1]))
+        size = tuple(data.some(1)["pictures"].shape[2:0:-1])
+        write(out, replace(merged(base, replace(base.configs, vae=scaled), vae=params), size=size))
+
+    shown = data.some(SHOWN)["pictures"]
+    sample = lambda average, frozen: np.concatenate(
+        [shown, reconstruct(own, {**frozen["vae"], **average["vae"]}, shown)[0]]
+    )
+    return Task("vae", {"vae": trained}, {"vae": still}, loss, data.batches, sample, finish)
+
+
+@dataclass(frozen=True)
+class CLIPOptions:
+    """hard: captions that are nearly true, for each picture; 0: none."""
+
+    hard: int = within(0, (">=", 0))
+
+
+def clip(config: TrainConfig, out: Path) -> Task:
+    """Both towers from nothing, contrastively; ``[loss]``: :class:`CLIPOptions`."""
+    known_tables(config, "text", "image", "tokenizer")
+    base, options = base_of(config), read(CLIPOptions, config.loss, "loss")
+    folder = config.model.get("tokenizer")
+    tokenizer = base.tokenizer if folder is None else Tokenizer.from_folder(Path(folder))
+    words = tokens(tokenizer)
+    text, image = numbers(TextConfig, config, "text", base), numbers(VisionConfig, config, "image", base)
+    fitting(text, words)
+    towers = {"text": (TextTower, text, 0), "image": (VisionTower, image, 1)}
+    begun = {part: base.params.get(part) or fresh(m, own, config.seed + n) for part, (m, own, n) in towers.items()}
+    data = open_data(config, out, tokens=words, **({"hard": options.hard} if options.hard else {}))
+
+    def loss(params: Any, frozen: Any, batch: Any, keys: Array) -> tuple[Array, dict]:
+        seen = bind(VisionTower, image, params["image"])(as_pictures(batch)).pooled
+        count, ids = len(seen), batch["ids"]
+        if options.hard:
+            ids = jnp.concatenate([ids, batch["hard_ids"].reshape(-1, ids.shape[-1])])
+        said = bind(TextTower, text, params["text"])(ids).pooled
+        return losses.clip_loss(said[:count], seen, params["clip"]["log_scale"], said[count:], beside(ids, count))
+
+    def finish(average: Any, out: Path) -> None:
+        made = merged(base, replace(base.configs, text=text, image=image), text=average["text"], image=average["image"])
+        write(out, replace(made, tokenizer=tokenizer))
+
+    begun["clip"] = {"log_scale": np.float32(pair.FIRST_LOG_SCALE)}
+    return Task("clip", begun, {}, loss, data.batches, None, finish)
+
+
+def beside(ids: Array, count: int) -> Array:
+    """Pairs that are no mistakes: [B, B + B K] bool, for ids [B + B K, S], captions first, then K mistakes for each.
+
+    Those are a caption that says the same as the picture's own, word for word; and the mistakes made for another
+    picture, which may be true of this one.
+    """
+    own = jnp.arange(count)
+    same = (ids[:count, None] == ids[None, :count]).all(-1)
+    others = own[:, None] != own[None].repeat(len(ids) // count - 1, axis=1)
+    return jnp.concatenate([same, others], axis=1)
+
+
+def fitting(text: TextConfig, words: Any) -> None:
+    """Raises ValueError if a text tower's numbers are not those of the tokenizer."""
+    tokenizer = words.tokenizer
+    wanted = {"vocabulary": tokenizer.vocab_size, "length": tokenizer.max_length, "end_id": tokenizer.eos}
+    odd = [name for name, value in wanted.items() if getattr(text, name) != value]
+    if odd:
+        raise ValueError(f"model.text.{odd[0]} is {getattr(text, odd[0])}, but the tokenizer's is {wanted[odd[0]]}")
+
+
+@dataclass(frozen=True)
+class UNetOptions:
+    """How noise is drawn and weighted, and the fraction of captions that are replaced by the empty one."""
+
+    drop: float = within(0.1, (">=", 0), ("<=", 1))
+    diffusion: DiffusionOptions = DiffusionOptions()  # noqa: RUF009
+
+
+def unet(config: TrainConfig, out: Path) -> Task:
+    """Denoising latents, given captions; ``[loss]``: :class:`UNetOptions`. Latents are made once, where they can be."""
+    known_tables(config, "unet", "schedule")
+    base, options = base_of(config), read(UNetOptions, config.loss, "loss")
+    base.require("vae", "text")
+    own = numbers(UNetConfig, config, "unet", base)
+    schedule = base.configs.schedule if "unet" in base.params else schedule_of(config)
+    configs = replace(base.configs, unet=own, schedule=schedule)
+    begun = base.params.get("unet") or fresh(UNet, own, config.seed, QUIET)
+    trained, still = split(begun, config.layers)
+    words = tokens(base.tokenizer)
+    data = open_data(config, out, latents_of(base), tokens=words)
+    empty = words([""])[0]
+    frozen = {"unet": still, "vae": base.params["vae"], "text": base.params["text"], "empty": empty}
+
+    def loss(params: Any, frozen: Any, batch: Any, keys: Array) -> tuple[Array, dict]:
+        parts = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+        x0 = latents(base, frozen, batch, parts[:, 0])
+        ids = losses.drop_captions(parts[:, 1], batch["ids"], frozen["empty"], options.drop)
+        cond = Conditioning(bind(TextTower, configs.text, frozen["text"])(ids).context)
+        model = bind(UNet, own, {**frozen["unet"], **params["unet"]})
+        network = lambda x, t: model(x, t, cond, hooks=TRAINING)
+        return losses.denoising_loss(network, schedule, x0, parts[:, 2], options.diffusion)
+
+    finish = lambda average, out: write(out, merged(base, configs, unet={**still, **average["unet"]}))
+    shown = data.some(SHOWN)["ids"]
+    sample = lambda average, frozen: draw(
+        configs, {**frozen, "unet": {**frozen["unet"], **average["unet"]}}, shown, np.asarray(empty), base.size
+    )
+    return Task("unet", {"unet": trained}, frozen, loss, data.batches, sample, finish)
+
+
+def schedule_of(config: TrainConfig) -> NoiseSchedule:
+    """The schedule of a U-Net that is trained from nothing: the table ``model.schedule``."""
+    return read(NoiseSchedule, config.model.get("schedule", {}), "model.schedule")
+
+
+def latents(base: Bundle, frozen: Any, batch: Any, keys: Array) -> Array:
+    """Latents of unit variance [B, h, w, Z] of a batch: drawn from those that are kept, or encoded here."""
+    if "mean" in batch:
+        mean, logvar = (batch[name].astype(jnp.float32) for name in ("mean", "logvar"))
+    else:
+        mean, logvar = bind(VAE, base.configs.vae, frozen["vae"]).encode(as_pictures(batch), TRAINING)
+    noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+    return jax.lax.stop_gradient(reparameterize(mean, logvar, noise) * base.configs.vae.scale)
+
+
+def classifier(config: TrainConfig, out: Path) -> Task:
+    """Kind and colour of the toy in a noisy latent; ``[loss]``: :class:`ldm.training.losses.DiffusionOptions`."""
+    known_tables(config, "classifier", "schedule")
+    base, options = base_of(config), read(DiffusionOptions, config.loss, "loss")
+    base.require("vae")
+    table = {"classifier": {"labels": [len(KINDS), len(COLOURS)], **config.model.get("classifier", {})}}
+    own = numbers(ClassifierConfig, replace(config, model=table), "classifier", base)
+    schedule = base.configs.schedule if "unet" in base.params else schedule_of(config)
+    trained, still = split(base.params.get("classifier") or fresh(Classifier, own, config.seed), config.layers)
+    data = open_data(config, out, latents_of(base), labels=True)
+    frozen = {"vae": base.params["vae"], "classifier": still}
+
+    def loss(params: Any, frozen: Any, batch: Any, keys: Array) -> tuple[Array, dict]:
+        parts = jax.vmap(lambda key: jax.random.split(key))(keys)
+        x, t = losses.noisy(schedule, latents(base, frozen, batch, parts[:, 0]), parts[:, 1], options)[:2]
+        logits = bind(Classifier, own, {**frozen["classifier"], **params["classifier"]})(x, t)
+        labels = {"kind": batch["labels"] // len(COLOURS), "colour": batch["labels"] % len(COLOURS)}
+        each = {name: losses.classifier_loss(l, y) for (name, y), l in zip(labels.items(), logits, strict=True)}
+        return sum(value for value, _ in each.values()), {f"{n}_accuracy": m["accuracy"] for n, (_, m) in each.items()}
+
+    configs = replace(base.configs, classifier=own, schedule=schedule)
+    finish = lambda average, out: write(out, merged(base, configs, classifier={**still, **average["classifier"]}))
+    return Task("classifier", {"classifier": trained}, frozen, loss, data.batches, None, finish)
+
+
+TASKS: dict[str, Callable[[TrainConfig, Path], Task]] = {
+    "vae": vae,
+    "clip": clip,
+    "unet": unet,
+    "classifier": classifier,
+}
