@@ -12,7 +12,8 @@ of the optimiser) is whole along "data" and cut along "fsdp":
 
 The compiler puts in the communication: gradients are summed over all devices (an all-reduce, or a reduce-scatter to
 the device that keeps the part), and weights that are cut are gathered once a step, after they are cast to the dtype of
-the loss (a CPU moves float32 all the same). So between steps a device holds 1/fsdp of the state, and within a step one whole copy of the weights besides.
+the loss (a CPU moves float32 all the same). So between steps a device holds 1/fsdp of the state, and within a step one
+whole copy of the weights besides.
 
 One machine:
     mesh = make_mesh(data=1, fsdp=8)
@@ -21,8 +22,8 @@ One machine:
     state, metrics = step(state, frozen, shard_batch(mesh, batch))
 
 Several: the same program on every machine, begun with ``distributed()``, before anything else touches a device. Each
-process reads its own part of the data, e.g. rows ``process::processes``, and gives ``shard_batch`` that part only; the
-other functions are given the same values by all. By hand, for two machines:
+process reads its own part of the data and gives ``shard_batch`` that part only; the other functions are given the same
+values by all. Where the parts are the batch of one process, cut in order, so is the result. By hand, on two machines:
     JAX_COORDINATOR_ADDRESS=first-machine:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0 <the command>
     JAX_COORDINATOR_ADDRESS=first-machine:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=1 <the command>
 
