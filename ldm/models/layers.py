@@ -11,10 +11,12 @@ Transferable Visual Models From Natural Language Supervision" (arXiv:2103.00020)
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -64,9 +66,23 @@ def init(model: type[nnx.Module], config: Any, seed: int | Array) -> Params:
     return {".".join(map(str, path)): var[...] for path, var in nnx.to_flat_state(state)}
 
 
+def normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Unit Gaussian numbers from NumPy, for fresh parameters: JAX would compile a program for each shape, which takes
+    ten seconds for a model that is small. Under a trace, where only shapes matter, they are JAX's own."""
+    if isinstance(key, jax.core.Tracer):
+        return jax.random.normal(key, shape, dtype)
+    generator = np.random.Generator(np.random.Philox(key=np.asarray(jax.random.key_data(key)).astype(np.uint64)))
+    return jax.device_put(generator.standard_normal(shape, np.float32).astype(dtype))
+
+
+def lecun_normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Gaussian numbers of variance 1 / fan-in, for a kernel whose last axis is its output."""
+    return normal(key, shape, dtype) * np.asarray(math.prod(shape[:-1]) ** -0.5, dtype)
+
+
 def linear(c_in: int, c_out: int, keys: Keys, bias: bool = True) -> nnx.Linear:
     """x @ kernel + bias over the last axis; on NHWC features this is a 1x1 convolution."""
-    return nnx.Linear(c_in, c_out, use_bias=bias, rngs=keys)
+    return nnx.Linear(c_in, c_out, use_bias=bias, kernel_init=lecun_normal, rngs=keys)
 
 
 def zero_linear(c_in: int, c_out: int, keys: Keys) -> nnx.Linear:
@@ -78,8 +94,8 @@ def conv(
     c_in: int, c_out: int, keys: Keys, stride: int = 1, padding: Any = 1, bias: bool = True, zero: bool = False
 ) -> nnx.Conv:
     """A 3x3 convolution, kernel HWIO, padded by a pixel on every side unless told otherwise; ``zero``: begins at 0."""
-    start = {"kernel_init": nnx.initializers.zeros_init()} if zero else {}
-    return nnx.Conv(c_in, c_out, (3, 3), strides=stride, padding=padding, use_bias=bias, rngs=keys, **start)
+    start = nnx.initializers.zeros_init() if zero else lecun_normal
+    return nnx.Conv(c_in, c_out, (3, 3), strides=stride, padding=padding, use_bias=bias, kernel_init=start, rngs=keys)
 
 
 def group_norm(channels: int, groups: int, eps: float, keys: Keys) -> nnx.GroupNorm:

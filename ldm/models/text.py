@@ -9,14 +9,13 @@ transformer with causal masking, norms first, whose state at the end-of-text tok
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from ldm.attention import attention
 from ldm.hooks import Hooks
-from ldm.models.layers import Keys, TransformerLayer, layer_norm, linear
+from ldm.models.layers import Keys, TransformerLayer, layer_norm, linear, normal
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,18 @@ def causal_attention(site: str, q: Array, k: Array, v: Array) -> Array:
     return attention(q, k, v, mask=causal)
 
 
+def small(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """Fresh embeddings, of standard deviation 0.02 as CLIP's were."""
+    return 0.02 * normal(key, shape, dtype)
+
+
 class TextTower(nnx.Module):
     """Token ids [B, S] -> :class:`TextFeatures`."""
 
     def __init__(self, config: TextConfig, keys: Keys):
         self.config = config
-        self.token_embedding = nnx.Embed(config.vocabulary, config.width, rngs=keys)
-        self.position_embedding = nnx.Param(0.01 * jax.random.normal(keys.params(), (config.length, config.width)))
+        self.token_embedding = nnx.Embed(config.vocabulary, config.width, embedding_init=small, rngs=keys)
+        self.position_embedding = nnx.Param(0.01 * normal(keys.params(), (config.length, config.width)))
         numbers = config.width, config.mlp_width, config.heads, config.activation, keys
         self.layers = nnx.List([TransformerLayer(*numbers, f"layers.{i}.attn") for i in range(config.layers)])
         self.final_norm = layer_norm(config.width, keys)

@@ -10,13 +10,12 @@ with a class token before them; "Learning Transferable Visual Models From Natura
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from ldm.hooks import Hooks
-from ldm.models.layers import Keys, TransformerLayer, layer_norm, linear
+from ldm.models.layers import Keys, TransformerLayer, layer_norm, lecun_normal, linear, normal
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 SPREAD = (0.26862954, 0.26130258, 0.27577711)
@@ -64,9 +63,11 @@ class VisionTower(nnx.Module):
     def __init__(self, config: VisionConfig, keys: Keys):
         self.config = config
         E, patch = config.width, (config.patch, config.patch)
-        self.patch_embedding = nnx.Conv(3, E, patch, strides=patch, padding="VALID", use_bias=False, rngs=keys)
-        self.class_embedding = nnx.Param(E**-0.5 * jax.random.normal(keys.params(), (E,)))
-        self.position_embedding = nnx.Param(E**-0.5 * jax.random.normal(keys.params(), (config.tokens, E)))
+        self.patch_embedding = nnx.Conv(
+            3, E, patch, strides=patch, padding="VALID", use_bias=False, kernel_init=lecun_normal, rngs=keys
+        )
+        self.class_embedding = nnx.Param(E**-0.5 * normal(keys.params(), (E,)))
+        self.position_embedding = nnx.Param(E**-0.5 * normal(keys.params(), (config.tokens, E)))
         self.first_norm = layer_norm(E, keys)
         numbers = E, config.mlp_width, config.heads, config.activation, keys
         self.layers = nnx.List([TransformerLayer(*numbers, f"layers.{i}.attn") for i in range(config.layers)])
