@@ -74,7 +74,7 @@ def imports(path: Path) -> set[str]:
 
 
 def row_of(module: str) -> str:
-    """The entry of ``LAYERS`` that a module belongs to, the longest that fits; 'ldm' alone is only the package itself."""
+    """The entry of ``LAYERS`` that a module belongs to, the longest that fits; 'ldm' is only the package."""
     parts = module.split(".")
     fitting = (".".join(parts[:n]) for n in range(len(parts), min(len(parts), 2) - 1, -1))
     found = next((entry for entry in fitting if entry in DEPTH), None)
