@@ -49,9 +49,9 @@ class Configs:
     unet: UNetConfig | None = None
     vae: VAEConfig | TinyVAEConfig | None = None
     text: TextConfig | None = None
+    schedule: NoiseSchedule = NoiseSchedule()  # noqa: RUF009
     image: VisionConfig | None = None
     classifier: ClassifierConfig | None = None
-    schedule: NoiseSchedule = NoiseSchedule()  # noqa: RUF009
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def test_the_number_of_toys_can_be_chosen(toys: int):
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (lambda: example(-1), "count from 0, got scene -1"),
+        (lambda: example(-1), "numbered from 0"),
         (lambda: Dataset(seed=-1), "a seed is a whole number from 0 .* got -1"),
         (lambda: Dataset(seed=2**63), "a seed is a whole number"),
         (lambda: example(0, Dataset(split="valid")), "no split 'valid'; choose from train, test, held_out"),
