@@ -26,6 +26,7 @@ from ldm.conditioning import Conditioning
 from ldm.denoiser import from_network
 from ldm.guidance import cfg, paired
 from ldm.inputs import Inputs, arrays, check_parts, number, texts, token_ids, whole
+from ldm.models.autoencoder import to_uint8
 from ldm.models.taesd import TinyVAEConfig
 from ldm.samplers import SAMPLERS, START, image_keys, make_plan, sample, unit_noise
 from ldm.schedule import check_name
@@ -44,11 +45,6 @@ def decode_latents(configs: Configs, params: Any, z: Array) -> Array:
     vae = module(configs, params, "vae")
     scale = 1.0 if isinstance(configs.vae, TinyVAEConfig) else configs.vae.scale
     return lax.map(lambda one: vae.decode(one[None])[0].astype(jnp.float32), z / scale)
-
-
-def to_uint8(pictures: Array) -> Array:
-    """[-1, 1] float -> 0..255 uint8, rounded to nearest, clipped."""
-    return jnp.round(jnp.clip(pictures / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
 
 
 @functools.partial(jax.jit, static_argnames=("configs", "sampler", "output", "progress"))

@@ -162,6 +162,16 @@ class VAE(nnx.Module):
         return self.decoder(self.post_quant(z.astype(self.quant.kernel.dtype)), hooks)
 
 
+def from_uint8(pictures: Array) -> Array:
+    """0..255 uint8 -> [-1, 1] float32, what :meth:`VAE.encode` takes."""
+    return pictures.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(pictures: Array) -> Array:
+    """[-1, 1] float, what :meth:`VAE.decode` gives -> 0..255 uint8, rounded to nearest, clipped."""
+    return jnp.round(jnp.clip(pictures / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+
+
 def reparameterize(mean: Array, logvar: Array, noise: Array) -> Array:
     """A sample of eq. (1) as a differentiable function of its parameters: mean + exp(logvar / 2) * noise.
 

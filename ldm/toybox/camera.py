@@ -88,6 +88,12 @@ def rays(camera: Camera, rows: Any, columns: Any, aspect: float = 1.0) -> tuple[
     return x * norm, y * norm, z * norm
 
 
+def picture_rays(camera: Camera, height: int, width: int) -> tuple[Any, Any, Any]:
+    """:func:`rays` through the middles of all pixels of a picture, row after row: x, y, z, each [height * width]."""
+    rows, columns = jnp.meshgrid((jnp.arange(height) + 0.5) / height, (jnp.arange(width) + 0.5) / width, indexing="ij")
+    return rays(camera, rows.reshape(-1), columns.reshape(-1), width / height)
+
+
 def relative_pose(first: Camera, second: Camera) -> tuple[Any, Any]:
     """R [..., 3, 3] and t [..., 3] that take the first camera's coordinates to the second's: ``R p + t``."""
     xp = _numpy_for(first, second)

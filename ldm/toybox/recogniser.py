@@ -23,6 +23,7 @@ from flax import nnx
 from jax import Array
 
 from ldm import weights_file
+from ldm.models.autoencoder import space_to_depth
 from ldm.models.layers import Keys, ResBlock, bind, conv, group_norm, linear, upsample_nearest
 from ldm.toybox.captions import compare
 from ldm.toybox.grammar import Meaning, Relation, described, matches
@@ -141,10 +142,10 @@ class Recogniser(nnx.Module):
 
 def _unfold(x: Array) -> Array:
     """[B, H, W, C] -> [B, H/2, W/2, 4C + 2]: 2x2 pixels as channels, and each one's row and column in [-1, 1]."""
-    B, H, W, C = x.shape
-    x = x.reshape(B, H // 2, 2, W // 2, 2, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, H // 2, W // 2, 4 * C)
-    place = jnp.stack(jnp.meshgrid(jnp.linspace(-1, 1, H // 2), jnp.linspace(-1, 1, W // 2), indexing="ij"), -1)
-    return jnp.concatenate([x, jnp.broadcast_to(place, (B, *place.shape))], -1)
+    x = space_to_depth(x, 2)
+    rows, columns = (jnp.linspace(-1, 1, side) for side in x.shape[1:3])
+    place = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), -1)
+    return jnp.concatenate([x, jnp.broadcast_to(place, (len(x), *place.shape))], -1)
 
 
 def split(maps: Array) -> dict[str, Array]:

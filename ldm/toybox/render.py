@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from ldm.toybox import solids
-from ldm.toybox.camera import origin, rays
+from ldm.toybox.camera import origin, picture_rays
 from ldm.toybox.scene import HEAD, RADIUS, SLOTS, Scene
 
 MARCH, SHADOW = 24, 10  # steps
@@ -37,7 +37,7 @@ GROUND = np.array(  # linear light, by ground
     ],
     np.float32,
 )
-SKIN, PAINT = 0.55, 0.9
+PAINT = 0.9  # of the white of eyes
 
 
 class Hit(NamedTuple):
@@ -75,7 +75,7 @@ def trace(scene: Scene, every: solids.Part, d: tuple) -> Hit:
 
     t = jax.lax.fori_loop(0, MARCH, step, entry(solids.bounds(scene), o, d))
     x, y, z = (o[i] + t * d[i] for i in range(3))
-    gaps = [solids.distance(solids.Part(*(v[i] for v in every)), x, y, z) for i in range(solids.PARTS)]
+    gaps = solids.distances(every, x, y, z)
     gap, part = gaps[0], jnp.zeros(t.shape, jnp.int32)
     for i in range(1, solids.PARTS):
         part = jnp.where(gaps[i] < gap, i, part)
@@ -196,12 +196,7 @@ def shade(scene: Scene, every: solids.Part, d: tuple) -> list[Array]:
 
 def picture(scene: Scene, height: int, width: int, samples: int) -> Array:
     """One scene -> [height, width, 3] float32 in [0, 1] (sRGB), ``samples`` x ``samples`` rays for each pixel."""
-    rows, columns = jnp.meshgrid(
-        (jnp.arange(height * samples) + 0.5) / (height * samples),
-        (jnp.arange(width * samples) + 0.5) / (width * samples),
-        indexing="ij",
-    )
-    d = rays(scene.camera, rows.reshape(-1), columns.reshape(-1), width / height)
+    d = picture_rays(scene.camera, height * samples, width * samples)
     seen = jnp.stack(shade(scene, solids.parts(scene), d))
     seen = seen.reshape(3, height, samples, width, samples)
     return jnp.moveaxis(encode(seen).mean((2, 4)), 0, -1)

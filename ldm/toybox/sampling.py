@@ -25,6 +25,7 @@ from ldm.toybox.scene import (
     RADIUS,
     SIZES,
     SLOTS,
+    TARGET,
     Camera,
     Scene,
     stack,
@@ -139,9 +140,6 @@ def _fits(places: np.ndarray, kind: np.ndarray, size: np.ndarray, elevation: flo
             hidden += np.where(w[:, j] > w[:, i], np.maximum(wide, 0) * np.maximum(tall, 0), 0)
         good &= hidden <= HIDDEN * (right - left)[:, i] * (low - high)[:, i]
     return good
-
-
-TARGET = np.array([0.0, 0.7, 0.0], np.float32)
 
 
 def _assemble(rng: Uniform, pairs: np.ndarray, size: np.ndarray, places: np.ndarray, pose: tuple) -> Scene:

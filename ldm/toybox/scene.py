@@ -90,9 +90,10 @@ class Toy:
 
 
 DISTANCE = (6.4, 9.0, 10.4)  # of the camera, by the number of toys: they fill the frame
+TARGET = np.array([0.0, 0.7, 0.0], np.float32)  # what it looks at
 
 
-def view(azimuth: float = 0.0, elevation: float = 30.0, distance: float = DISTANCE[1], target=(0, 0.7, 0)) -> Camera:
+def view(azimuth: float = 0.0, elevation: float = 30.0, distance: float = DISTANCE[1], target=TARGET) -> Camera:
     """A camera; angles in degrees, lengths in toy units."""
     return Camera(*(np.float32(v) for v in (np.radians(azimuth), np.radians(elevation), distance)), _floats(target))
 

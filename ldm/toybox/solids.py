@@ -103,6 +103,7 @@ BOUNDS = np.array(
     [[0.92, 0.93], [0.70, 1.16], [0.82, 1.10], [0.72, 1.20], [0.31, 0.98], [0.92, 1.26], [0.42, 1.02]], np.float32
 )
 FACE_DEPTH, FACE_ROUND = 0.6, 0.4
+NOSE_DEPTH = FACE_DEPTH + 0.02
 
 
 class Face(NamedTuple):
@@ -114,6 +115,7 @@ class Face(NamedTuple):
     eye_y: Any
     eye: Any  # radius
     nose: Any  # radius
+    nose_y: Any
     mouth: Any  # half width
     mouth_y: Any
     smile: Any  # how far its corners lie above its middle
@@ -133,6 +135,7 @@ def face(identity: Any) -> Face:
         eye_y=1.24 * height,
         eye=0.09 + 0.06 * eye,
         nose=0.08 + 0.07 * nose,
+        nose_y=0.92 * height,
         mouth=0.16 + 0.16 * mouth,
         mouth_y=0.5 * height,
         smile=0.16 * (smile - 0.35),
@@ -154,7 +157,7 @@ def head(identity: Any) -> tuple[Local, Local, Local]:
     who = face(identity)
     r, top = FACE_ROUND, 2 * who.height
     skull = Local(y=who.height, b1=who.width - r, b2=FACE_DEPTH - r, b3=who.height - r, r=r)
-    nose = Local(y=0.92 * who.height, z=FACE_DEPTH + 0.02, r=who.nose)
+    nose = Local(y=who.nose_y, z=NOSE_DEPTH, r=who.nose)
     hats = (
         ABSENT,
         _cone(0.0, 0.42, 0.8, 0.04)._replace(y=top - 0.06),
@@ -194,10 +197,12 @@ def parts(scene: Scene) -> Part:
     scale = jnp.asarray(RADIUS)[scene.size][:, None]
     cos, sin = jnp.cos(scene.yaw)[:, None], jnp.sin(scene.yaw)[:, None]
     ones = jnp.ones((SLOTS, PER_TOY))
-    lengths = {name: getattr(local, name) * scale for name in ("y", "ring", "b1", "b2", "b3", "r")}
+    lengths = {name: getattr(local, name) * scale for name in ("ring", "b1", "b2", "b3", "r")}
+    x, y, z = standing(scene, local.x, local.y, local.z)
     made = Part(
-        x=scene.position[:, :1] + (local.x * cos + local.z * sin) * scale,
-        z=scene.position[:, 1:] + (local.z * cos - local.x * sin) * scale,
+        x=x,
+        y=y,
+        z=z,
         cos=cos * ones,
         sin=sin * ones,
         box=local.box,
@@ -209,6 +214,17 @@ def parts(scene: Scene) -> Part:
         **lengths,
     )
     return Part(*(jnp.reshape(values, (PARTS,)) for values in made))
+
+
+def standing(scene: Scene, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
+    """Points [N, any] of toys of radius 1 that stand at the origin and face +z: where they are in the scene."""
+    cos, sin = jnp.cos(scene.yaw)[:, None], jnp.sin(scene.yaw)[:, None]
+    scale = jnp.asarray(RADIUS)[scene.size][:, None]
+    return (
+        scene.position[:, :1] + (x * cos + z * sin) * scale,
+        y * scale,
+        scene.position[:, 1:] + (z * cos - x * sin) * scale,
+    )
 
 
 def bounds(scene: Scene) -> tuple[Array, Array, Array, Array]:
@@ -232,6 +248,11 @@ def distance(part: Part, x: Array, y: Array, z: Array) -> Array:
     return jnp.sqrt(q1 * q1 + q2 * q2 + q3 * q3 + 1e-12) - part.r
 
 
+def distances(every: Part, x: Array, y: Array, z: Array) -> list[Array]:
+    """Signed distances from points to each of all parts."""
+    return [distance(Part(*(v[i] for v in every)), x, y, z) for i in range(PARTS)]
+
+
 def nearest(every: Part, x: Array, y: Array, z: Array) -> Array:
     """Signed distance from points to the nearest of all parts."""
-    return functools.reduce(jnp.minimum, (distance(Part(*(v[i] for v in every)), x, y, z) for i in range(PARTS)))
+    return functools.reduce(jnp.minimum, distances(every, x, y, z))

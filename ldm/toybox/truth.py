@@ -11,9 +11,9 @@ import numpy as np
 from jax import Array
 
 from ldm.toybox import solids
-from ldm.toybox.camera import axes, origin, project, rays, to_camera
+from ldm.toybox.camera import axes, origin, picture_rays, project, to_camera
 from ldm.toybox.render import FAR, normals, trace
-from ldm.toybox.scene import HEAD, RADIUS, SLOTS, Scene
+from ldm.toybox.scene import HEAD, SLOTS, Scene
 
 KEYPOINTS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")  # left: of who faces it
 FACING = np.array([[1.0], [1.0], [-1.0]], np.float32)  # from the camera's axes to those of normals
@@ -37,8 +37,7 @@ class Truth(NamedTuple):
 def truth(scene: Scene, height: int, width: int) -> Truth:
     """All truth of one scene's picture."""
     every = solids.parts(scene)
-    rows, columns = jnp.meshgrid((jnp.arange(height) + 0.5) / height, (jnp.arange(width) + 0.5) / width, indexing="ij")
-    d = rays(scene.camera, rows.reshape(-1), columns.reshape(-1), width / height)
+    d = picture_rays(scene.camera, height, width)
     hit = trace(scene, every, d)
     n = jnp.stack(normals(every, hit), -1)
     met = hit.toy | hit.table
@@ -91,19 +90,10 @@ def face_points(scene: Scene) -> Array:
     who = solids.face(jnp.asarray(scene.identity))
     corner = who.mouth_y + 0.5 * who.smile
     x = jnp.stack([-who.eye_x, who.eye_x, 0 * who.nose, -who.mouth, who.mouth], -1)
-    y = jnp.stack([who.eye_y, who.eye_y, 0.92 * who.height, corner, corner], -1)
+    y = jnp.stack([who.eye_y, who.eye_y, who.nose_y, corner, corner], -1)
     z = solids.surface_depth(solids.Face(*(value[:, None] for value in who)), x, y)
-    z = z.at[:, 2].set(solids.FACE_DEPTH + 0.02 + who.nose)  # the tip
-    cos, sin = jnp.cos(scene.yaw)[:, None], jnp.sin(scene.yaw)[:, None]
-    scale = jnp.asarray(RADIUS)[scene.size][:, None]
-    return jnp.stack(
-        [
-            scene.position[:, :1] + (x * cos + z * sin) * scale,
-            y * scale,
-            scene.position[:, 1:] + (z * cos - x * sin) * scale,
-        ],
-        -1,
-    )
+    z = z.at[:, 2].set(solids.NOSE_DEPTH + who.nose)  # the tip
+    return jnp.stack(solids.standing(scene, x, y, z), -1)
 
 
 def keypoints(scene: Scene, every: solids.Part, aspect: float) -> tuple[Array, Array, Array]:

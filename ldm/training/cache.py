@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm.files import into_place
-from ldm.models.autoencoder import VAE, VAEConfig
+from ldm.models.autoencoder import VAE, VAEConfig, from_uint8
 from ldm.models.layers import Params, bind
 
 Arrays = Mapping[str, np.ndarray]
@@ -140,5 +140,5 @@ def weights_hash(params: Params) -> str:
 
 @partial(jax.jit, static_argnums=0)
 def _encode(config: VAEConfig, params: Params, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
-    mean, logvar = bind(VAE, config, params).encode(pictures.astype(jnp.float32) / 127.5 - 1)
+    mean, logvar = bind(VAE, config, params).encode(from_uint8(pictures))
     return mean.astype(jnp.float16), logvar.astype(jnp.float16)

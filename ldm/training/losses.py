@@ -17,7 +17,6 @@ Sources, cited as [name] below:
     [Guided]  "Diffusion Models Beat GANs on Image Synthesis" (arXiv:2105.05233), section 4
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,11 +25,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from ldm.denoiser import add_noise, to_variance_preserving, v_from_x0
+from ldm.models.clip import LARGEST_LOG_SCALE, unit
 from ldm.schedule import PREDICTIONS, NoiseSchedule, check_name, sigma_at
 
 Metrics = dict[str, Array]
 TIMESTEPS = ("uniform", "logit_normal")
-MOST_SCALE = math.log(100.0)  # of CLIP's similarities, section 2.5
 TINY = 1e-12
 
 
@@ -74,7 +73,6 @@ def perceptual(ours: Sequence[Array], theirs: Sequence[Array]) -> Array:
 
     Features are brought to unit length over C; squared distances are averaged over places and summed over layers.
     """
-    unit = lambda x: x / jnp.sqrt((x**2).sum(-1, keepdims=True) + TINY)
     distances = [((unit(a) - unit(b)) ** 2).sum(-1).mean() for a, b in map(_single, ours, theirs)]
     return jnp.stack(distances).sum()
 
@@ -134,10 +132,9 @@ def clip_loss(
 
     Metrics: image_accuracy and text_accuracy, the fraction of pictures (captions) whose best match is their own; scale.
     """
-    unit = lambda x: x / jnp.sqrt((x**2).sum(-1, keepdims=True) + TINY)
     captions = text if extra_text is None else jnp.concatenate([text, extra_text])
     captions, image, log_scale = _single(captions, image, log_scale)
-    log_scale = log_scale + jax.lax.stop_gradient(jnp.minimum(log_scale, MOST_SCALE) - log_scale)
+    log_scale = log_scale + jax.lax.stop_gradient(jnp.minimum(log_scale, LARGEST_LOG_SCALE) - log_scale)
     logits = jnp.exp(log_scale) * unit(image) @ unit(captions).T  # [B, B + K]
     count = len(image)
     if ignore is not None:

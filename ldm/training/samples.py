@@ -15,7 +15,7 @@ from ldm.bundle import Configs, module
 from ldm.conditioning import Conditioning
 from ldm.denoiser import from_network
 from ldm.guidance import cfg, paired
-from ldm.models.autoencoder import VAE, VAEConfig
+from ldm.models.autoencoder import VAE, VAEConfig, from_uint8, to_uint8
 from ldm.models.layers import Params, bind
 from ldm.samplers import SAMPLERS, START, Plan, image_keys, make_plan, sample, unit_noise
 
@@ -42,8 +42,8 @@ def draw(configs: Configs, params: Any, ids: np.ndarray, empty: np.ndarray, size
 @functools.partial(jax.jit, static_argnums=0)
 def _reconstruct(config: VAEConfig, params: Params, pictures: Array) -> tuple[Array, Array]:
     vae = bind(VAE, config, params)
-    mean, _ = vae.encode(pictures.astype(jnp.float32) / 127.5 - 1)
-    return as_bytes(vae.decode(mean)), mean
+    mean, _ = vae.encode(from_uint8(pictures))
+    return to_uint8(vae.decode(mean)), mean
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -54,9 +54,4 @@ def _draw(configs: Configs, params: Any, ids: Array, plan: Plan, side: tuple[int
     denoise = cfg(paired(from_network(lambda x, t: unet(x, t, cond), configs.schedule)), jnp.float32(GUIDANCE))
     start = plan.scale * unit_noise(keys, START, shape)
     x = sample(SAMPLERS[SAMPLER], denoise, start, plan, lambda step: unit_noise(keys, step, shape))
-    return as_bytes(module(configs, params, "vae").decode(x / configs.vae.scale))
-
-
-def as_bytes(pictures: Array) -> Array:
-    """[-1, 1] float -> 0..255 uint8."""
-    return jnp.round(jnp.clip(pictures / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+    return to_uint8(module(configs, params, "vae").decode(x / configs.vae.scale))
