@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm.training.optimiser import OptimiserConfig, make, rate_at
+from ldm.training.optimiser import MUON_RMS, OptimiserConfig, make, rate_at
 from ldm.training.step import example_keys, make_step, start
 
 LAWS = settings(deadline=None, max_examples=25, derandomize=True)
@@ -232,6 +232,23 @@ def test_updates_are_those_of_adamw():
     )
 
 
+def test_steps_of_muon_have_singular_values_alike_and_the_size_of_adams():
+    """Kernels of any rank are matrices [all but the last axis, last]; what is no kernel is stepped by Adam."""
+    optimiser = make(OptimiserConfig(0.1, "constant", 0.0, weight_decay=0.0, method="muon"), 10)
+    shapes = {"a.kernel": (3, 3, 4, 24), "b.kernel": (40, 8), "b.bias": (8,), "words.embedding": (9, 8)}
+    random = np.random.default_rng(0)
+    grads = {name: jnp.asarray(random.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+    updates, _ = optimiser.update(grads, optimiser.init(grads), grads)
+    for name in ("a.kernel", "b.kernel"):
+        matrix = np.asarray(updates[name]).reshape(-1, shapes[name][-1])
+        values = np.linalg.svd(matrix, compute_uv=False)
+        assert values.max() / values.min() < 2.5  # of the gradient: 4 and more
+        assert np.sqrt(np.mean(matrix**2)) == pytest.approx(0.1 * MUON_RMS, rel=0.3)
+        assert np.vdot(updates[name], grads[name]) < 0
+    for name in ("b.bias", "words.embedding"):  # the first step of Adam: the sign
+        np.testing.assert_allclose(updates[name], -0.1 * np.sign(grads[name]), rtol=1e-4)
+
+
 def test_decay_leaves_biases_alone():
     optimiser = make(OptimiserConfig(0.1, "constant", 0.0, weight_decay=0.5), 10)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.ones(())}
@@ -254,6 +271,7 @@ def test_clipping(clip):
     ("numbers", "message"),
     [
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"method": "adam"}, "did you mean 'adamw'"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"learning_rate": math.nan}, "learning_rate"),
         ({"warmup": 1.0}, "warmup"),

@@ -1,8 +1,9 @@
-"""The optimiser: AdamW with warm-up, a cosine learning rate with restarts, clipping, and no decay of biases and norms.
+"""The optimiser: AdamW or Muon; warm-up, a cosine learning rate with restarts, clipping, no decay of biases and norms.
 
-Sources: AdamW, "Decoupled Weight Decay Regularization" (arXiv:1711.05101), algorithm 2; restarts, "SGDR: Stochastic
-Gradient Descent with Warm Restarts" (arXiv:1608.03983), eq. (5); clipping by the norm of the whole gradient, "On the
-difficulty of training recurrent neural networks" (arXiv:1211.5063), algorithm 1.
+Sources: AdamW, "Decoupled Weight Decay Regularization" (arXiv:1711.05101), algorithm 2; Muon at the size of AdamW's
+steps, "Muon is Scalable for LLM Training" (arXiv:2502.16982), eq. (4); restarts, "SGDR: Stochastic Gradient Descent
+with Warm Restarts" (arXiv:1608.03983), eq. (5); clipping by the norm of the whole gradient, "On the difficulty of
+training recurrent neural networks" (arXiv:1211.5063), algorithm 1.
 
 Everything about time is a fraction of the run, so that a run of any length has the same curve.
 """
@@ -15,12 +16,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax import Array
 
 from ldm.schedule import check_name
 
 SCHEDULES = ("cosine", "constant")
+METHODS = ("adamw", "muon")
 ADAM_EPS = 1e-8
+MUON_RMS = 0.2  # root mean square of Muon's steps, before the rate: about that of AdamW's
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class OptimiserConfig:
     weight_decay    of arrays with two axes or more, times the rate
     clip            the greatest norm of the gradient; infinity: any
     b1, b2          decay of Adam's two moments
+    method          "adamw"; or "muon": steps of kernels have all singular values alike, and AdamW does the rest
+                    (embeddings, biases, scales). Small networks learn in far fewer steps by it
     """
 
     learning_rate: float = 3e-4
@@ -46,8 +52,10 @@ class OptimiserConfig:
     clip: float = 1.0
     b1: float = 0.9
     b2: float = 0.99
+    method: str = "adamw"
 
     def __post_init__(self):
+        check_name("method of the optimiser", self.method, METHODS)
         check_name("learning-rate schedule", self.schedule, SCHEDULES)
         for name, least, most in LIMITS:
             value = getattr(self, name)
@@ -97,7 +105,7 @@ def lerp(a: float, b: float, share: Array) -> Array:
 
 
 def make(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW for a run of ``steps`` updates. The n-th, from 1, has the rate at the fraction n / (steps + 1).
+    """AdamW or Muon for a run of ``steps`` updates. The n-th, from 1, has the rate at the fraction n / (steps + 1).
 
     So neither the first nor the last update is lost to a rate of 0. Raises ValueError if ``steps`` is not positive.
     """
@@ -105,10 +113,37 @@ def make(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:
         raise ValueError(f"a run needs 1 step or more, got {steps}")
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.scale_by_adam(config.b1, config.b2, ADAM_EPS),
+        direction(config),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         scale_by_rate(lambda count: rate_at(config, (count + 1) / (steps + 1))),
     )
+
+
+def direction(config: OptimiserConfig) -> optax.GradientTransformation:
+    """Where to go, before decay and rate: Adam's m / sqrt(v), or for kernels Muon's, of the same mean square."""
+    adam = optax.scale_by_adam(config.b1, config.b2, ADAM_EPS)
+    if config.method == "adamw":
+        return adam
+    muon = optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=as_matrices), optax.stateless(to_rms))
+    return optax.partition({"muon": muon, "adam": adam}, kernels)
+
+
+def kernels(params: Any) -> Any:
+    """For each array the part of the optimiser that steps it: "muon" for kernels of two axes or more, else "adam"."""
+    name = lambda path: str(getattr(path[-1], "key", "")).rsplit(".", 1)[-1]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: "muon" if p.ndim > 1 and name(path) == "kernel" else "adam", params
+    )
+
+
+def as_matrices(params: Any) -> Any:
+    """How Muon sees kernels [..., in, out]: as matrices, all axes but the last taken together."""
+    return jax.tree.map(lambda p: optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1), params)
+
+
+def to_rms(updates: Any, params: Any) -> Any:
+    """Orthogonal steps scaled to a root mean square of ``MUON_RMS``. arXiv:2502.16982, eq. (4)."""
+    return jax.tree.map(lambda u: MUON_RMS * max(u.size // u.shape[-1], u.shape[-1]) ** 0.5 * u, updates)
 
 
 def decayed(params: Any) -> Any:
