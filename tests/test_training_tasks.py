@@ -57,13 +57,13 @@ def towers(place, data, tokenizer, vae):
         "text": TOWER | numbers,
         "image": TOWER | {"image": 32, "patch": 8},
     }
-    return run("clip", place / "clip", base=str(vae), data=data, model=model, loss={"hard": 2})
+    return run("clip", place / "clip", base=str(vae), data=data, model=model, loss={"hard": 2, "read": 1.0})
 
 
 @pytest.fixture(scope="module")
 def unet(place, data, towers):
     model = {"unet": UNET, "schedule": {"prediction": "v_prediction"}}
-    loss = {"drop": 0.2, "diffusion": {"min_snr": 5.0}}
+    loss = {"drop": 0.2, "layout": 0.5, "diffusion": {"min_snr": 5.0}}
     return run("unet", place / "unet", base=str(towers), data=data, model=model, loss=loss, sample_every=2)
 
 
@@ -151,6 +151,7 @@ def test_other_mistakes_need_a_model(place, data, unet, towers):
         ({"base": str(unet), "layers": ["no_such_layer"]}, "no parameter is called like"),
         ({"base": str(unet), "model": {"unet": UNET | {"heads": [4]}}}, "has a unet of other numbers"),
         ({"base": str(towers), "data": {"path": "x", "labels": True}, "model": {"unet": UNET}}, "labels"),
+        ({"base": str(unet), "data": {"path": "x"}, "loss": {"layout": 1.0}}, "maps of toys, for loss.layout, are"),
     ):
         config = configs.read(configs.TrainConfig, {"data": data} | settings)
         with pytest.raises(ValueError, match=message) as caught:

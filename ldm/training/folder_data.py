@@ -166,7 +166,7 @@ class FolderSource:
     tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
-        if self.latents is not None and (self.data.flip or self.data.crop != "centre"):
+        if self.latents is not None and not self.fixed:
             raise ValueError("latents are of centre crops: set crop to centre and flip to false, or train on pictures")
         if self.latents is not None:
             check_latents(self.latents, self.key)
@@ -181,6 +181,11 @@ class FolderSource:
     def count(self) -> int:
         """How many pictures there are."""
         return len(self.table)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a picture is the same each time it comes, so that its latents can be kept."""
+        return not self.data.flip and self.data.crop == "centre"
 
     @cached_property
     def key(self) -> str:

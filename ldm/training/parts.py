@@ -7,7 +7,7 @@ chain: the U-Net's run finds the autoencoder and the text tower in its base.
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,14 @@ from ldm.training.cache import keep_latents
 from ldm.training.config import TrainConfig, read
 from ldm.training.data import Batches, Tokens
 from ldm.training.folder_data import FolderData, FolderSource
-from ldm.training.toybox_data import ToyboxData, ToyboxSource, keep_scenes
+from ldm.training.toybox_data import ToyboxData, ToyboxSource, keep_maps, keep_scenes
 
+TOYBOX_ONLY = {  # what is asked of a source, and its name
+    "hard": "hard negatives",
+    "labels": "labels",
+    "truth": "places of toys, for loss.read,",
+    "maps": "maps of toys, for loss.layout,",
+}
 MODEL = "model"  # the folder of the result
 TRAINING = Hooks(attend=training_attention)
 QUIET = (  # begin at zero: each block then passes on what it gets, and the network answers 0
@@ -126,7 +132,7 @@ def open_data(config: TrainConfig, out: Path, latents: Callable[[Any, Path], Pat
     """The source that ``[data]`` names: a folder of pictures if it has ``path``, else the toybox.
 
     latents  makes the folder of latents of a source; None: batches have pictures
-    extra    of the source: tokens, and for the toybox hard, labels
+    extra    of the source: tokens; and for the toybox alone hard, labels, truth, and maps, pixels a cell
 
     Raises ValueError for keys that the source does not know, and for whatever is wrong with it.
     """
@@ -134,14 +140,16 @@ def open_data(config: TrainConfig, out: Path, latents: Callable[[Any, Path], Pat
     options = read(DataOptions, {key: table.pop(key) for key in ("cache", "workers") if key in table}, "data")
     cache = Path(options.cache) if options.cache else out / "cache"
     if "path" in table:
-        if extra.get("labels") or extra.get("hard"):
-            raise ValueError("data: labels and hard negatives are the toybox's alone; leave path out")
+        odd = [name for name in TOYBOX_ONLY if extra.pop(name, None)]
+        if odd:
+            raise ValueError(f"data: {TOYBOX_ONLY[odd[0]]} are the toybox's alone; leave path out")
         source: Any = FolderSource(read(FolderData, table, "data"), **extra)
     else:
         data = read(ToyboxData, table, "data")
+        if extra.get("maps"):
+            extra["maps"] = keep_maps(data, data.size // extra["maps"], cache / "maps")
         source = ToyboxSource(data, keep_scenes(data, cache / "scenes") if data.count else None, **extra)
-    fixed = not (source.data.flip or source.data.crop == "random") if "path" in table else source.count > 0
-    if latents is not None and fixed:
+    if latents is not None and source.fixed:
         source = replace(source, latents=latents(source, cache / "latents"))
     return Data(source, config, options.workers)
 
@@ -149,11 +157,6 @@ def open_data(config: TrainConfig, out: Path, latents: Callable[[Any, Path], Pat
 def latents_of(base: Bundle) -> Callable[[Any, Path], Path]:
     """For :func:`open_data`: encodes by the base's autoencoder, once."""
     return lambda source, folder: keep_latents(base.configs.vae, base.params["vae"], source, folder)
-
-
-def as_pictures(batch: Mapping[str, Any]) -> jax.Array:
-    """The pictures of a batch [B, H, W, 3], uint8 -> float32 in [-1, 1]."""
-    return batch["pictures"].astype(np.float32) / 127.5 - 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -23,10 +23,11 @@ from jax import Array
 
 from ldm.bundle import Bundle
 from ldm.conditioning import Conditioning
+from ldm.hooks import Hooks
 from ldm.models import clip as pair
-from ldm.models.autoencoder import VAE, VAEConfig, reparameterize
+from ldm.models.autoencoder import VAE, VAEConfig, from_uint8, reparameterize
 from ldm.models.classifier import Classifier, ClassifierConfig
-from ldm.models.layers import bind
+from ldm.models.layers import Params, bind
 from ldm.models.text import TextConfig, TextTower
 from ldm.models.unet import UNet, UNetConfig
 from ldm.models.vision import VisionConfig, VisionTower
@@ -35,12 +36,12 @@ from ldm.tokenizer import Tokenizer
 from ldm.toybox.scene import COLOURS, KINDS
 from ldm.training import losses
 from ldm.training.config import TrainConfig, read, within
+from ldm.training.grounding import Layout, LayoutConfig, Reader, ReaderConfig, layout_loss, read_loss
 from ldm.training.loop import Task
 from ldm.training.losses import DiffusionOptions, VAEWeights
 from ldm.training.parts import (
     QUIET,
     TRAINING,
-    as_pictures,
     base_of,
     fresh,
     known_tables,
@@ -55,6 +56,7 @@ from ldm.training.parts import (
 from ldm.training.samples import draw, reconstruct
 
 SHOWN = 8  # pictures of a sheet of samples
+FIRST_LOGVAR = -6.0
 MEASURED = 512  # pictures by which the latents' scale is measured
 
 
@@ -68,12 +70,12 @@ def vae(config: TrainConfig, out: Path) -> Task:
     if weights.perceptual or weights.adversarial:
         raise ValueError("loss: perceptual and adversarial terms need networks that this task does not have; leave 0")
     own = numbers(VAEConfig, config, "vae", base)
-    begun = base.params.get("vae") or fresh(VAE, own, config.seed)
+    begun = base.params.get("vae") or sharp(fresh(VAE, own, config.seed, QUIET))
     trained, still = split(begun, config.layers)
     data = open_data(config, out)
 
     def loss(params: Any, frozen: Any, batch: Any, keys: Array) -> tuple[Array, dict]:
-        model, x = bind(VAE, own, {**frozen["vae"], **params["vae"]}), as_pictures(batch)
+        model, x = bind(VAE, own, {**frozen["vae"], **params["vae"]}), from_uint8(batch["pictures"])
         mean, logvar = model.encode(x, TRAINING)
         noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
         return losses.vae_loss(model.decode(reparameterize(mean, logvar, noise), TRAINING), x, mean, logvar, weights)
@@ -91,17 +93,31 @@ def vae(config: TrainConfig, out: Path) -> Task:
     return Task("vae", {"vae": trained}, {"vae": still}, loss, data.batches, sample, finish)
 
 
+def sharp(params: Params) -> Params:
+    """Fresh parameters of an autoencoder whose latents have little noise at first: else it drowns what they say."""
+    mean, logvar = np.split(np.zeros_like(params["quant.bias"]), 2)
+    return {**params, "quant.bias": np.concatenate([mean, logvar + FIRST_LOGVAR])}
+
+
 @dataclass(frozen=True)
 class CLIPOptions:
-    """hard: captions that are nearly true, for each picture; 0: none."""
+    """How the towers are trained.
+
+    hard    captions that are nearly true, for each picture
+    read    weight of ``ldm.training.grounding.read_loss``
+    locked  the text tower stays the base's: a picture tower learns to fit it (LiT, arXiv:2111.07991)
+    """
 
     hard: int = within(0, (">=", 0))
+    read: float = within(0.0, (">=", 0))
+    locked: bool = False
 
 
 def clip(config: TrainConfig, out: Path) -> Task:
-    """Both towers from nothing, contrastively; ``[loss]``: :class:`CLIPOptions`."""
+    """Both towers, contrastively; ``[loss]``: :class:`CLIPOptions`."""
     known_tables(config, "text", "image", "tokenizer")
     base, options = base_of(config), read(CLIPOptions, config.loss, "loss")
+    base.require(*(["text"] if options.locked else []))
     folder = config.model.get("tokenizer")
     tokenizer = base.tokenizer if folder is None else Tokenizer.from_folder(Path(folder))
     words = tokens(tokenizer)
@@ -109,22 +125,38 @@ def clip(config: TrainConfig, out: Path) -> Task:
     fitting(text, words)
     towers = {"text": (TextTower, text, 0), "image": (VisionTower, image, 1)}
     begun = {part: base.params.get(part) or fresh(m, own, config.seed + n) for part, (m, own, n) in towers.items()}
-    data = open_data(config, out, tokens=words, **({"hard": options.hard} if options.hard else {}))
+    wanted = {"hard": options.hard, "truth": options.read > 0}
+    data = open_data(config, out, tokens=words, **{name: value for name, value in wanted.items() if value})
+    reader = ReaderConfig(text.width)
+
+    if options.read:
+        begun["reader"] = fresh(Reader, reader, config.seed + 2)
+    begun["clip"] = {"log_scale": np.float32(pair.FIRST_LOG_SCALE)}
+    still = {"text": begun.pop("text")} if options.locked else {}
 
     def loss(params: Any, frozen: Any, batch: Any, keys: Array) -> tuple[Array, dict]:
-        seen = bind(VisionTower, image, params["image"])(as_pictures(batch)).pooled
+        params = params | frozen
+        seen = bind(VisionTower, image, params["image"])(from_uint8(batch["pictures"])).pooled
         count, ids = len(seen), batch["ids"]
         if options.hard:
             ids = jnp.concatenate([ids, batch["hard_ids"].reshape(-1, ids.shape[-1])])
-        said = bind(TextTower, text, params["text"])(ids).pooled
-        return losses.clip_loss(said[:count], seen, params["clip"]["log_scale"], said[count:], beside(ids, count))
+        context, said = bind(TextTower, text, params["text"])(ids)
+        pairs = losses.clip_loss(said[:count], seen, params["clip"]["log_scale"], said[count:], beside(ids, count))
+        if not options.read:
+            return pairs
+        asked = bind(Reader, reader, params["reader"])
+        return added(pairs, options.read, read_loss(asked, context[:count], batch["toys"], batch["seen"]))
 
     def finish(average: Any, out: Path) -> None:
-        made = merged(base, replace(base.configs, text=text, image=image), text=average["text"], image=average["image"])
-        write(out, replace(made, tokenizer=tokenizer))
+        made = {part: (average | still)[part] for part in towers}
+        write(out, replace(merged(base, replace(base.configs, text=text, image=image), **made), tokenizer=tokenizer))
 
-    begun["clip"] = {"log_scale": np.float32(pair.FIRST_LOG_SCALE)}
-    return Task("clip", begun, {}, loss, data.batches, None, finish)
+    return Task("clip", begun, still, loss, data.batches, None, finish)
+
+
+def added(first: tuple[Array, dict], weight: float, second: tuple[Array, dict]) -> tuple[Array, dict]:
+    """Two losses with their metrics as one: first + weight second."""
+    return first[0] + weight * second[0], first[1] | second[1]
 
 
 def beside(ids: Array, count: int) -> Array:
@@ -150,9 +182,13 @@ def fitting(text: TextConfig, words: Any) -> None:
 
 @dataclass(frozen=True)
 class UNetOptions:
-    """How noise is drawn and weighted, and the fraction of captions that are replaced by the empty one."""
+    """How noise is drawn and weighted, and the fraction of captions that are replaced by the empty one.
+
+    layout: weight of ``ldm.training.grounding.layout_loss``, on features of the decoder's last level but one.
+    """
 
     drop: float = within(0.1, (">=", 0), ("<=", 1))
+    layout: float = within(0.0, (">=", 0))
     diffusion: DiffusionOptions = DiffusionOptions()  # noqa: RUF009
 
 
@@ -164,12 +200,15 @@ def unet(config: TrainConfig, out: Path) -> Task:
     own = numbers(UNetConfig, config, "unet", base)
     schedule = base.configs.schedule if "unet" in base.params else schedule_of(config)
     configs = replace(base.configs, unet=own, schedule=schedule)
-    begun = base.params.get("unet") or fresh(UNet, own, config.seed, QUIET)
-    trained, still = split(begun, config.layers)
+    trained, still = split(base.params.get("unet") or fresh(UNet, own, config.seed, QUIET), config.layers)
     words = tokens(base.tokenizer)
-    data = open_data(config, out, latents_of(base), tokens=words)
+    wanted = {"maps": base.configs.vae.factor} if options.layout else {}
+    data = open_data(config, out, latents_of(base), tokens=words, **wanted)
     empty = words([""])[0]
     frozen = {"unet": still, "vae": base.params["vae"], "text": base.params["text"], "empty": empty}
+    deep = len(own.channels) > 1
+    layout = LayoutConfig(own.channels[deep], 1 + deep)
+    begun = {"unet": trained} | ({"layout": fresh(Layout, layout, config.seed + 1)} if options.layout else {})
 
     def loss(params: Any, frozen: Any, batch: Any, keys: Array) -> tuple[Array, dict]:
         parts = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
@@ -177,15 +216,32 @@ def unet(config: TrainConfig, out: Path) -> Task:
         ids = losses.drop_captions(parts[:, 1], batch["ids"], frozen["empty"], options.drop)
         cond = Conditioning(bind(TextTower, configs.text, frozen["text"])(ids).context)
         model = bind(UNet, own, {**frozen["unet"], **params["unet"]})
-        network = lambda x, t: model(x, t, cond, hooks=TRAINING)
-        return losses.denoising_loss(network, schedule, x0, parts[:, 2], options.diffusion)
+        hooks, features = watching(f"decoder.up.{len(own.channels) - 1 - deep}.")
+        network = lambda x, t: model(x, t, cond, hooks=hooks)
+        noise = losses.denoising_loss(network, schedule, x0, parts[:, 2], options.diffusion)
+        if not options.layout:
+            return noise
+        head = bind(Layout, layout, params["layout"])
+        return added(noise, options.layout, layout_loss(head, features[-1], batch["toys"], batch["segmentation"]))
 
     finish = lambda average, out: write(out, merged(base, configs, unet={**still, **average["unet"]}))
     shown = data.some(SHOWN)["ids"]
     sample = lambda average, frozen: draw(
         configs, {**frozen, "unet": {**frozen["unet"], **average["unet"]}}, shown, np.asarray(empty), base.size
     )
-    return Task("unet", {"unet": trained}, frozen, loss, data.batches, sample, finish)
+    return Task("unet", begun, frozen, loss, data.batches, sample, finish)
+
+
+def watching(prefix: str) -> tuple[Hooks, list[Array]]:
+    """Hooks for training, and a list to which they add the features of all taps whose site begins with ``prefix``."""
+    seen: list[Array] = []
+
+    def tap(site: str, features: Array) -> Array:
+        if site.startswith(prefix):
+            seen.append(features)
+        return features
+
+    return TRAINING._replace(tap=tap), seen
 
 
 def schedule_of(config: TrainConfig) -> NoiseSchedule:
@@ -198,7 +254,7 @@ def latents(base: Bundle, frozen: Any, batch: Any, keys: Array) -> Array:
     if "mean" in batch:
         mean, logvar = (batch[name].astype(jnp.float32) for name in ("mean", "logvar"))
     else:
-        mean, logvar = bind(VAE, base.configs.vae, frozen["vae"]).encode(as_pictures(batch), TRAINING)
+        mean, logvar = bind(VAE, base.configs.vae, frozen["vae"]).encode(from_uint8(batch["pictures"]), TRAINING)
     noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
     return jax.lax.stop_gradient(reparameterize(mean, logvar, noise) * base.configs.vae.scale)
 

@@ -101,6 +101,22 @@ def keep_scenes(data: ToyboxData, folder: Path) -> Path:
     return kept(folder, {"scenes": data.key}, data.count, make)
 
 
+def keep_maps(data: ToyboxData, side: int, folder: Path) -> Path:
+    """The folder with ``segmentation.npy`` of all scenes of ``data``: uint8 [N, side, side], 0 none, i + 1 slot i.
+
+    Cells are as large as latents are, and each has what is seen at its middle. Raises ValueError as `keep_scenes`.
+    """
+    if not data.count:
+        raise ValueError("maps of scenes without end cannot be kept: give their count")
+
+    def make() -> Iterator[Arrays]:
+        for indices, new in chunks(data.count, CHUNK, "maps"):
+            found = world.truths(scenes_of(data, indices), side).segmentation
+            yield {"segmentation": np.asarray(found, np.uint8)[new]}
+
+    return kept(folder, {"maps": data.key, "side": side}, data.count, make)
+
+
 @dataclass(frozen=True)
 class ToyboxSource:
     """The source of `ldm.training.data.Batches` for the toybox. A batch has
@@ -110,6 +126,8 @@ class ToyboxSource:
     ids         int32 [b, S], with ``tokens``: a true caption of each
     hard_ids    int32 [b, K, S], with ``hard`` = K: captions that are nearly true, see `ldm.toybox.mistakes`
     labels      int32 [b], with ``labels``: kind * colours + colour of the first toy
+    toys seen   the :func:`facts` of the scenes, with ``truth``
+    segmentation  uint8 [b, side, side], with ``maps``, the folder that :func:`keep_maps` gave
 
     ``scenes``: the folder that :func:`keep_scenes` gave; None: scenes are drawn as they are asked for. ``latents``: the
     folder that :func:`ldm.training.cache.keep_latents` gave for this very source without it. Raises ValueError for
@@ -122,6 +140,8 @@ class ToyboxSource:
     tokens: Tokens | None = None
     hard: int = 0
     labels: bool = False
+    truth: bool = False
+    maps: Path | None = None
 
     def __post_init__(self) -> None:
         if self.scenes is not None and self.scenes.name != hash_of({"scenes": self.data.key}):
@@ -139,6 +159,11 @@ class ToyboxSource:
     def count(self) -> int:
         """How many different scenes; 0: no end of them."""
         return self.data.count
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a picture is the same each time it comes, so that its latents can be kept."""
+        return self.count > 0
 
     @property
     def key(self) -> str:
@@ -160,8 +185,11 @@ class ToyboxSource:
             known = {name: read_rows(self.scenes, name, indices) for name in ("toys", "seen")}
             folder, names = (self.latents, ("mean", "logvar")) if self.latents else (self.scenes, ("pictures",))
             rows = {name: read_rows(folder, name, indices) for name in names}
+        if self.maps:
+            rows["segmentation"] = read_rows(self.maps, "segmentation", indices)
+        more = known if self.truth or self.maps else {}
         labels = known["toys"][:, 0, 0].astype(np.int32) * len(COLOURS) + known["toys"][:, 0, 1]
-        return rows | self._texts(seed, positions, known) | ({"labels": labels} if self.labels else {})
+        return rows | more | self._texts(seed, positions, known) | ({"labels": labels} if self.labels else {})
 
     def finish(self, rows: Batch) -> Batch:
         """Draws scenes that are not kept, here, where the accelerators are."""
