@@ -33,7 +33,7 @@ def test_the_commands_can_be_taken_out():
     commands = readme_commands().commands
     assert commands(README, "Run it").splitlines()[0] == "python -m pip install -e ."
     assert "ldm generate" in commands(README, "Run it")
-    assert commands(README, "Test it").splitlines()[-1] == "python -m pytest"
+    assert commands(README, "Test it").splitlines()[-1].startswith("python -m pytest")
 
 
 def test_a_readme_without_commands_is_an_error():

@@ -137,6 +137,14 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(whole_ru
     assert seen == [36, 37, 38, 39, 40] and same_run(whole_run, out)
 
 
+def test_a_run_that_is_to_end_early_writes_its_weights_and_can_go_on(whole_run: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    assert int(train(task(), config(), out, STEPS, until=10).step) == 10
+    assert (out / "net.safetensors").read_bytes() != (whole_run / "net.safetensors").read_bytes()
+    train(task(), config(), out, STEPS, resume=True)
+    assert same_run(whole_run, out)
+
+
 def test_a_finished_run_goes_on_to_nothing(whole_run: Path):
     before, seen = told(whole_run), []
     state = train(task(), config(), whole_run, STEPS, resume=True, on_step=lambda s, m: seen.append(int(s.step)))

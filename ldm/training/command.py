@@ -14,6 +14,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument("task", choices=TASKS)
     command.add_argument("--config", type=Path, required=True, metavar="FILE", help=".toml or .json")
     command.add_argument("--steps", type=int, required=True, metavar="N", help="of the whole run")
+    command.add_argument("--until", type=int, metavar="N", help="end after N of them (the learning rate is of --steps)")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoints, metrics, curve, samples")
     command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
 
@@ -23,12 +24,14 @@ def run(args: argparse.Namespace) -> None:
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
         raise ValueError(f"training needs {' and '.join(missing)}: pip install 'ldm[train]'")
-    if args.steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {args.steps}")
+    for name, value in (("steps", args.steps), ("until", args.until)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
     from ldm.training import config, loop, sharding, tasks
 
     settings = config.load(args.config)
     sharding.distributed()
     loop.check_out(args.out, loop.record(args.task, args.steps, settings), args.resume)  # before data are made ready
-    loop.train(tasks.TASKS[args.task](settings, args.out), settings, args.out, args.steps, args.resume)
+    task = tasks.TASKS[args.task](settings, args.out)
+    loop.train(task, settings, args.out, args.steps, args.resume, until=args.until)
     print(args.out)

@@ -76,9 +76,11 @@ def train(
     steps: int,
     resume: bool = False,
     on_step: Callable[[State, dict[str, Any]], None] | None = None,
+    until: int | None = None,
 ) -> State:
     """Trains ``task`` for ``steps`` steps and writes all that comes of it to ``out``; returns the last state.
 
+    ``until``: ends after this many steps, as if they were all; the learning rate stays that of ``steps``.
     ``resume``: goes on from the newest good checkpoint in ``out``, or begins if there is none. Without it ``out`` must
     not exist or be empty. ``on_step`` is called after every step with the state and the step's metrics.
 
@@ -87,7 +89,7 @@ def train(
     """
     mesh = make_mesh(fsdp=config.fsdp) if jax.device_count() > 1 or config.fsdp > 1 else None
     place = (lambda function, tree: tree) if mesh is None else (lambda function, tree: function(mesh, tree))
-    update = optimiser.make(config.optimiser, steps)
+    update, end = optimiser.make(config.optimiser, steps), steps if until is None else min(until, steps)
     numbers = {name: getattr(config, name) for name in ("seed", "accumulate", "ema", "dtype")}
     step = make_step(task.loss, update, mesh=mesh, **numbers)
     claim(out, record(task.name, steps, config), resume)
@@ -95,7 +97,7 @@ def train(
     with checkpoints(out / "checkpoints", config.keep) as kept, asked_to_stop() as stop:
         state, position = _newest(kept, state) if resume else (state, None)
         done = int(state.step)
-        report, last = Reporter(task, config, out, steps, done), done >= steps
+        report, last = Reporter(task, config, out, steps, done), done >= end
         with contextlib.closing(task.batches(position)) as batches, _bar(done, steps) as bar:
             report.draw(done, state, saves=done > 0)  # again: the process may have been killed before it was drawn
             while not last:
@@ -103,7 +105,7 @@ def train(
                 done += 1
                 if on_step is not None:
                     on_step(state, metrics)
-                last = done == steps or bool(stop)
+                last = done >= end or bool(stop)
                 saves = last or done % config.checkpoint_every == 0
                 report.tell(done, metrics, bar, saves)
                 if saves:
@@ -111,7 +113,7 @@ def train(
                 report.draw(done, state, saves)
                 kept.poll()
     average = whole(state.average)
-    if done < steps:
+    if done < end:
         say(f"stopped at step {done} of {steps}; the same command with --resume goes on from there")
         raise KeyboardInterrupt
     if jax.process_index() == 0:
