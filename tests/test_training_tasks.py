@@ -57,7 +57,8 @@ def towers(place, data, tokenizer, vae):
         "text": TOWER | numbers,
         "image": TOWER | {"image": 32, "patch": 8},
     }
-    return run("clip", place / "clip", base=str(vae), data=data, model=model, loss={"hard": 2, "read": 1.0})
+    loss = {"hard": 2, "read": 1.0, "layout": 0.5}
+    return run("clip", place / "clip", base=str(vae), data=data, model=model, loss=loss)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,14 @@ def test_the_towers_join_what_the_base_had(vae, towers):
     assert set(made.params) == {"vae", "text", "image"} and made.tokenizer is not None
     for name, array in base.params["vae"].items():
         np.testing.assert_array_equal(array, made.params["vae"][name])
+
+
+def test_a_locked_text_tower_stays(place, data, towers):
+    loss = {"hard": 1, "layout": 0.5, "locked": True}
+    made, base = ldm.load(run("clip", place / "locked", base=str(towers), data=data, loss=loss)), ldm.load(towers)
+    moved = {part: any((a != made.params[part][n]).any() for n, a in base.params[part].items()) for part in made.params}
+    assert moved == {"vae": False, "text": False, "image": True}
+    assert "found" in json.loads((place / "locked/metrics.jsonl").read_text().splitlines()[-1])
 
 
 def test_a_trained_chain_draws_pictures(towers, unet):

@@ -279,3 +279,8 @@ def noisy(schedule: NoiseSchedule, x0: Array, keys: Array, options: DiffusionOpt
     sigma = sigma_at(schedule, t)  # [B]
     wide, (x0,) = sigma[:, None, None, None], _single(x0)
     return to_variance_preserving(add_noise(x0, noise, wide), wide), t, noise, sigma
+
+
+def added(first: tuple[Array, dict], weight: float, second: tuple[Array, dict]) -> tuple[Array, dict]:
+    """Two losses with their metrics as one: first + weight second."""
+    return first[0] + weight * second[0], first[1] | second[1]

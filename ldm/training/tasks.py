@@ -1,7 +1,7 @@
 """The four things that ``ldm train`` trains, each as a :class:`ldm.training.loop.Task`.
 
     vae         pictures -> autoencoder                                   [model.vae]
-    clip        pictures, captions -> text tower and image tower          [model.text] [model.image] model.tokenizer
+    clip        pictures, captions -> text tower and image tower: ``ldm.training.towers``
     unet        latents, captions -> U-Net; the rest comes from ``base``    [model.unet] [model.schedule]
     classifier  latents, labels -> classifier of noisy latents, for scenes with one toy     [model.classifier]
 
@@ -24,19 +24,16 @@ from jax import Array
 from ldm.bundle import Bundle
 from ldm.conditioning import Conditioning
 from ldm.hooks import Hooks
-from ldm.models import clip as pair
 from ldm.models.autoencoder import VAE, VAEConfig, from_uint8, reparameterize
 from ldm.models.classifier import Classifier, ClassifierConfig
 from ldm.models.layers import Params, bind
-from ldm.models.text import TextConfig, TextTower
+from ldm.models.text import TextTower
 from ldm.models.unet import UNet, UNetConfig
-from ldm.models.vision import VisionConfig, VisionTower
 from ldm.schedule import NoiseSchedule
-from ldm.tokenizer import Tokenizer
 from ldm.toybox.scene import COLOURS, KINDS
 from ldm.training import losses
 from ldm.training.config import TrainConfig, read, within
-from ldm.training.grounding import Layout, LayoutConfig, Reader, ReaderConfig, layout_loss, read_loss
+from ldm.training.grounding import Layout, LayoutConfig, layout_loss
 from ldm.training.loop import Task
 from ldm.training.losses import DiffusionOptions, VAEWeights
 from ldm.training.parts import (
@@ -54,6 +51,7 @@ from ldm.training.parts import (
     write,
 )
 from ldm.training.samples import draw, reconstruct
+from ldm.training.towers import clip
 
 SHOWN = 8  # pictures of a sheet of samples
 FIRST_LOGVAR = -6.0
@@ -100,87 +98,6 @@ def sharp(params: Params) -> Params:
 
 
 @dataclass(frozen=True)
-class CLIPOptions:
-    """How the towers are trained.
-
-    hard    captions that are nearly true, for each picture
-    read    weight of ``ldm.training.grounding.read_loss``
-    locked  the text tower stays the base's: a picture tower learns to fit it (LiT, arXiv:2111.07991)
-    """
-
-    hard: int = within(0, (">=", 0))
-    read: float = within(0.0, (">=", 0))
-    locked: bool = False
-
-
-def clip(config: TrainConfig, out: Path) -> Task:
-    """Both towers, contrastively; ``[loss]``: :class:`CLIPOptions`."""
-    known_tables(config, "text", "image", "tokenizer")
-    base, options = base_of(config), read(CLIPOptions, config.loss, "loss")
-    base.require(*(["text"] if options.locked else []))
-    folder = config.model.get("tokenizer")
-    tokenizer = base.tokenizer if folder is None else Tokenizer.from_folder(Path(folder))
-    words = tokens(tokenizer)
-    text, image = numbers(TextConfig, config, "text", base), numbers(VisionConfig, config, "image", base)
-    fitting(text, words)
-    towers = {"text": (TextTower, text, 0), "image": (VisionTower, image, 1)}
-    begun = {part: base.params.get(part) or fresh(m, own, config.seed + n) for part, (m, own, n) in towers.items()}
-    wanted = {"hard": options.hard, "truth": options.read > 0}
-    data = open_data(config, out, tokens=words, **{name: value for name, value in wanted.items() if value})
-    reader = ReaderConfig(text.width)
-
-    if options.read:
-        begun["reader"] = fresh(Reader, reader, config.seed + 2)
-    begun["clip"] = {"log_scale": np.float32(pair.FIRST_LOG_SCALE)}
-    still = {"text": begun.pop("text")} if options.locked else {}
-
-    def loss(params: Any, frozen: Any, batch: Any, keys: Array) -> tuple[Array, dict]:
-        params = params | frozen
-        seen = bind(VisionTower, image, params["image"])(from_uint8(batch["pictures"])).pooled
-        count, ids = len(seen), batch["ids"]
-        if options.hard:
-            ids = jnp.concatenate([ids, batch["hard_ids"].reshape(-1, ids.shape[-1])])
-        context, said = bind(TextTower, text, params["text"])(ids)
-        pairs = losses.clip_loss(said[:count], seen, params["clip"]["log_scale"], said[count:], beside(ids, count))
-        if not options.read:
-            return pairs
-        asked = bind(Reader, reader, params["reader"])
-        return added(pairs, options.read, read_loss(asked, context[:count], batch["toys"], batch["seen"]))
-
-    def finish(average: Any, out: Path) -> None:
-        made = {part: (average | still)[part] for part in towers}
-        write(out, replace(merged(base, replace(base.configs, text=text, image=image), **made), tokenizer=tokenizer))
-
-    return Task("clip", begun, still, loss, data.batches, None, finish)
-
-
-def added(first: tuple[Array, dict], weight: float, second: tuple[Array, dict]) -> tuple[Array, dict]:
-    """Two losses with their metrics as one: first + weight second."""
-    return first[0] + weight * second[0], first[1] | second[1]
-
-
-def beside(ids: Array, count: int) -> Array:
-    """Pairs that are no mistakes: [B, B + B K] bool, for ids [B + B K, S], captions first, then K mistakes for each.
-
-    Those are a caption that says the same as the picture's own, word for word; and the mistakes made for another
-    picture, which may be true of this one.
-    """
-    own = jnp.arange(count)
-    same = (ids[:count, None] == ids[None, :count]).all(-1)
-    others = own[:, None] != own[None].repeat(len(ids) // count - 1, axis=1)
-    return jnp.concatenate([same, others], axis=1)
-
-
-def fitting(text: TextConfig, words: Any) -> None:
-    """Raises ValueError if a text tower's numbers are not those of the tokenizer."""
-    tokenizer = words.tokenizer
-    wanted = {"vocabulary": tokenizer.vocab_size, "length": tokenizer.max_length, "end_id": tokenizer.eos}
-    odd = [name for name, value in wanted.items() if getattr(text, name) != value]
-    if odd:
-        raise ValueError(f"model.text.{odd[0]} is {getattr(text, odd[0])}, but the tokenizer's is {wanted[odd[0]]}")
-
-
-@dataclass(frozen=True)
 class UNetOptions:
     """How noise is drawn and weighted, and the fraction of captions that are replaced by the empty one.
 
@@ -222,7 +139,8 @@ def unet(config: TrainConfig, out: Path) -> Task:
         if not options.layout:
             return noise
         head = bind(Layout, layout, params["layout"])
-        return added(noise, options.layout, layout_loss(head, features[-1], batch["toys"], batch["segmentation"]))
+        shown = layout_loss(head, features[-1], batch["toys"], batch["segmentation"])
+        return losses.added(noise, options.layout, shown)
 
     finish = lambda average, out: write(out, merged(base, configs, unet={**still, **average["unet"]}))
     shown = data.some(SHOWN)["ids"]
