@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm import samplers, schedule
+from ldm import samplers
+from ldm import spacing as spacings
 from ldm.schedule import NoiseSchedule
 
 SD = NoiseSchedule()
@@ -48,7 +49,7 @@ def plan_of(levels: np.ndarray, eta: float = 0.0) -> samplers.Plan:
 def karras(name: str, steps: int, eta: float | None = None) -> samplers.Plan:
     """A plan with Karras levels, starting with noise of the first one whatever the sampler."""
     return plan_of(
-        schedule.levels(SD, "euler", "karras", steps), samplers.SAMPLERS[name].eta or 0 if eta is None else eta
+        spacings.levels(SD, "euler", "karras", steps), samplers.SAMPLERS[name].eta or 0 if eta is None else eta
     )
 
 
@@ -61,7 +62,7 @@ def noise_of_steps(seed: int, shape: tuple) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def compiled(name: str, denoise, plan: samplers.Plan, start: jax.Array, table: jax.Array) -> jax.Array:
     """A sample in sigma space (undoing the VP form at the last level)."""
-    x = samplers.sample(samplers.SAMPLERS[name], denoise, plan.scale * start, plan, lambda i: table[i])
+    x = samplers.sample(samplers.SAMPLERS[name], denoise, plan.scale * start, plan, lambda i, *_: table[i])
     return x * jnp.sqrt(1 + plan.levels[plan.steps] ** 2)
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm import samplers, schedule
+from ldm import spacing as spacings
 from ldm.schedule import NoiseSchedule
 
 SD = NoiseSchedule()
@@ -116,30 +117,33 @@ def test_sigma_is_geometric_between_timesteps():
 # ---- levels ----
 
 
-@pytest.mark.parametrize("spacing", schedule.SPACINGS)
-@pytest.mark.parametrize("name", schedule.CONVENTIONS)
+@pytest.mark.parametrize("spacing", spacings.SPACINGS)
+@pytest.mark.parametrize("name", spacings.CONVENTIONS)
 def test_levels_of_every_number_of_steps(name: str, spacing: str):
     lowest, highest = schedule.sigmas(SD)[[0, -1]]
-    for steps in range(1, 1001):
-        levels = schedule.levels(SD, name, spacing, steps)
+    for steps in range(1, (spacings.LCM_GRID if spacing == "lcm" else 1000) + 1):
+        levels = spacings.levels(SD, name, spacing, steps)
         assert levels.shape == (steps + 1,) and levels.dtype == np.float32
         assert (np.diff(levels) < 0).all(), steps
-        assert levels[0] <= highest * (1 + 1e-6) and levels[-2] >= lowest * (1 - 1e-6)
-        assert levels[-1] in ((0, lowest) if name == "ddim" else (0,))
+        assert levels[0] <= highest * (1 + 3e-5) and levels[-2] >= lowest * (1 - 1e-6)
+        assert levels[-1] in ((0, lowest) if name in ("ddim", "plms") else (0,))
 
 
 @each_schedule
-@pytest.mark.parametrize("spacing", schedule.SPACINGS)
+@pytest.mark.parametrize("spacing", spacings.SPACINGS)
 def test_levels_of_every_schedule(numbers: NoiseSchedule, spacing: str):
-    for name in schedule.CONVENTIONS:
-        for steps in {1, 2, 7, 10, numbers.train_steps - 1, numbers.train_steps}:
-            levels = schedule.levels(numbers, name, spacing, steps)
+    if spacing == "lcm" and numbers.train_steps < spacings.LCM_GRID:
+        return  # there is no such grid
+    most = spacings.LCM_GRID if spacing == "lcm" else numbers.train_steps
+    for name in spacings.CONVENTIONS:
+        for steps in {1, 2, 7, 10, most - 1, most}:
+            levels = spacings.levels(numbers, name, spacing, steps)
             assert levels.shape == (steps + 1,) and (np.diff(levels) < 0).all()
 
 
 def timesteps(name: str, spacing: str, steps: int) -> list[float]:
     """What the network would be told at each step."""
-    return np.asarray(schedule.t_at(SD, schedule.levels(SD, name, spacing, steps)[:-1])).tolist()
+    return np.asarray(schedule.t_at(SD, spacings.levels(SD, name, spacing, steps)[:-1])).tolist()
 
 
 def test_timesteps_are_those_of_the_public_tools():
@@ -151,23 +155,26 @@ def test_timesteps_are_those_of_the_public_tools():
     assert timesteps("dpmpp_2m", "linspace", 4) == [999, 749, 500, 250]
     assert timesteps("euler", "uniform", 5) == pytest.approx([999, 749.25, 499.5, 249.75, 0], abs=1e-3)
     assert timesteps("euler", "karras", 5)[::4] == [999, 0]
+    assert timesteps("lcm", "lcm", 4) == [999, 759, 499, 259]
+    assert timesteps("euler", "sgm_uniform", 3) == pytest.approx([999, 666, 333], abs=1e-3)
+    np.testing.assert_allclose(timesteps("euler", "ays", 10), [999, 850, 736, 645, 545, 455, 343, 233, 124, 24], atol=1)
 
 
 def test_where_ddim_stops():
     lowest, to_zero = schedule.sigmas(SD)[0], dataclasses.replace(SD, final_alpha_one=True)
-    assert schedule.levels(SD, "ddim", "leading", 20)[-1] == lowest
-    assert schedule.levels(to_zero, "ddim", "leading", 20)[-1] == 0
-    assert schedule.levels(SD, "ddim", "karras", 20)[-2:].tolist() == [lowest, 0]
+    assert spacings.levels(SD, "ddim", "leading", 20)[-1] == lowest
+    assert spacings.levels(to_zero, "ddim", "leading", 20)[-1] == 0
+    assert spacings.levels(SD, "ddim", "karras", 20)[-2:].tolist() == [lowest, 0]
 
 
 def test_karras_levels_are_even_in_the_seventh_root():
-    roots = schedule.karras_sigmas(9, 0.03, 14.6) ** (1 / 7)
+    roots = spacings.karras_sigmas(9, 0.03, 14.6) ** (1 / 7)
     np.testing.assert_allclose(np.diff(roots), (0.03 ** (1 / 7) - 14.6 ** (1 / 7)) / 8, rtol=1e-9)
-    np.testing.assert_allclose(schedule.karras_sigmas(4, 1.0, 7.0, rho=1.0), [7, 5, 3, 1])
+    np.testing.assert_allclose(spacings.karras_sigmas(4, 1.0, 7.0, rho=1.0), [7, 5, 3, 1])
 
 
 def test_karras_spends_more_steps_at_low_noise():
-    below_one = {s: int((schedule.levels(SD, "euler", s, 30)[:-1] < 1).sum()) for s in ("karras", "uniform")}
+    below_one = {s: int((spacings.levels(SD, "euler", s, 30)[:-1] < 1).sum()) for s in ("karras", "uniform")}
     assert below_one == {"karras": 14, "uniform": 11}
 
 
@@ -179,24 +186,32 @@ def test_karras_spends_more_steps_at_low_noise():
         (("euler", "xyz", 20), r"unknown spacing 'xyz' \(known: leading, trailing"),
         (("euler", "leading", 0), "between 1 and 1000, got 0"),
         (("euler", "leading", 1001), "between 1 and 1000, got 1001"),
+        (("lcm", "lcm", 51), "spacing 'lcm' has at most 50 steps, got 51"),
     ],
 )
 def test_levels_that_cannot_be_are_refused(arguments: tuple, words: str):
     with pytest.raises(ValueError, match=words):
-        schedule.levels(SD, *arguments)
+        spacings.levels(SD, *arguments)
 
 
 def test_initial_scale():
     unit_variance = 17**0.5
-    assert {n: schedule.initial_scale(n, "leading", 4.0) for n in schedule.CONVENTIONS} == dict.fromkeys(
-        schedule.CONVENTIONS, unit_variance
+    assert {n: spacings.initial_scale(n, "leading", 4.0) for n in spacings.CONVENTIONS} == dict.fromkeys(
+        spacings.CONVENTIONS, unit_variance
     )
-    for spacing in ("trailing", "uniform", "linspace", "karras"):
-        scales = {name: schedule.initial_scale(name, spacing, 4.0) for name in schedule.CONVENTIONS}
-        assert scales == dict.fromkeys(("euler", "euler_a", "heun"), 4.0) | dict.fromkeys(
-            ("ddim", "ddpm", "dpmpp_2m"), unit_variance
-        )
+    own = ("ddim", "ddpm", "plms", "lcm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "unipc")
+    for spacing in set(spacings.SPACINGS) - {"leading"}:
+        scales = {name: spacings.initial_scale(name, spacing, 4.0) for name in spacings.CONVENTIONS}
+        assert scales == {name: unit_variance if name in own else 4.0 for name in spacings.CONVENTIONS}
+
+
+def test_between_the_entries_of_a_published_table():
+    """Ten steps are the table; twenty pass through it, with geometric means between."""
+    table = np.array(spacings.ALIGN_YOUR_STEPS["ays"])
+    np.testing.assert_allclose(spacings.ays_sigmas(10), table[:-1], rtol=1e-12)
+    np.testing.assert_allclose(spacings.ays_sigmas(20)[::2], table[:-1], rtol=1e-12)
+    np.testing.assert_allclose(spacings.ays_sigmas(20)[1::2], np.sqrt(table[1:] * table[:-1]), rtol=1e-12)
 
 
 def test_every_sampler_has_its_convention():
-    assert set(schedule.CONVENTIONS) == set(samplers.SAMPLERS)
+    assert set(spacings.CONVENTIONS) == set(samplers.SAMPLERS)

@@ -9,7 +9,8 @@ from typing import Any
 from ldm.bundle import Bundle, Configs
 from ldm.models.taesd import TinyVAEConfig
 from ldm.models.unet import UNetConfig
-from ldm.schedule import BETAS, PREDICTIONS, SPACINGS, NoiseSchedule
+from ldm.schedule import BETAS, PREDICTIONS, NoiseSchedule
+from ldm.spacing import SPACINGS
 from ldm.tokenizer import Tokenizer
 from weights_convert import families
 from weights_convert.parts import Found, alone, taesd_part, text_part, unet_part, vae_part

@@ -17,7 +17,7 @@ from ldm.denoiser import from_network
 from ldm.guidance import cfg, paired
 from ldm.models.autoencoder import VAE, VAEConfig, from_uint8, to_uint8
 from ldm.models.layers import Params, bind
-from ldm.samplers import SAMPLERS, START, Plan, image_keys, make_plan, sample, unit_noise
+from ldm.samplers import SAMPLERS, START, Plan, image_keys, make_plan, noise_per_step, sample, unit_noise
 
 AT_ONCE = 32
 SAMPLER, SPACING, STEPS, GUIDANCE, SEED = "ddim", "trailing", 20, 3.0, 0
@@ -53,5 +53,5 @@ def _draw(configs: Configs, params: Any, ids: Array, plan: Plan, side: tuple[int
     keys = image_keys(jnp.uint32(SEED), jnp.arange(count))
     denoise = cfg(paired(from_network(lambda x, t: unet(x, t, cond), configs.schedule)), jnp.float32(GUIDANCE))
     start = plan.scale * unit_noise(keys, START, shape)
-    x = sample(SAMPLERS[SAMPLER], denoise, start, plan, lambda step: unit_noise(keys, step, shape))
+    x = sample(SAMPLERS[SAMPLER], denoise, start, plan, noise_per_step(keys, shape))
     return to_uint8(module(configs, params, "vae").decode(x / configs.vae.scale))
