@@ -63,6 +63,19 @@ def predict_x0(prediction: str, output: Array, x: Array, sigma: Array) -> Array:
     return X0_FROM[prediction](x, output, sigma)
 
 
+OUTPUT_FROM = {
+    "epsilon": lambda x0, x, sigma: eps_from_x0(x, x0, sigma),
+    "v_prediction": lambda x0, x, sigma: (x / (1 + sigma**2) - x0) * jnp.sqrt(1 + sigma**2) / sigma,
+    "sample": lambda x0, x, sigma: x0,
+}
+
+
+def output_from_x0(prediction: str, x0: Array, x: Array, sigma: Array) -> Array:
+    """What the network would have answered for this clean sample: the inverse of `predict_x0` (sigma > 0)."""
+    check_name("prediction type", prediction, OUTPUT_FROM)
+    return OUTPUT_FROM[prediction](x0, x, sigma)
+
+
 def from_network(network: Network, schedule: NoiseSchedule, dtype=jnp.float32) -> Denoiser:
     """Wraps a network as a denoiser.
 

@@ -1,90 +1,84 @@
-"""Text to picture: one jitted program from token ids to pixels.
+"""Text, and a picture if there is one, to pictures: the program's public face.
 
-Shapes: N pictures, H W picture size, h w latent size, S tokens, Z latent channels.
-
-Source: "High-Resolution Image Synthesis with Latent Diffusion Models" (arXiv:2112.10752), figure 3:
-
-    text -> context;  noise -> sampler(guided U-Net) -> latent -> decoder -> picture
-
-Only shapes, the sampler's name and the model's configuration are compiled in. Prompts, seed, guidance, number of steps,
-eta, spacing, CLIP skip and given latents are run-time values: changing them compiles nothing.
+Shapes: N pictures, H W picture size, h w latent size, S tokens, E width of the context, Z latent channels.
 """
 
 import functools
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
 
+from ldm import program
 from ldm import progress as progress_bar
-from ldm.bundle import Bundle, Configs, module
-from ldm.conditioning import Conditioning
-from ldm.denoiser import from_network
-from ldm.guidance import cfg, paired
-from ldm.inputs import Inputs, arrays, check_parts, number, texts, token_ids, whole
-from ldm.models.autoencoder import to_uint8
-from ldm.models.taesd import TinyVAEConfig
-from ldm.samplers import SAMPLERS, START, image_keys, make_plan, sample, unit_noise
+from ldm.bundle import Bundle
+from ldm.guidance import Guidance
+from ldm.inputs import (
+    check_parts,
+    factor_of,
+    guidance_of,
+    latent_size,
+    number,
+    plain_texts,
+    texts,
+    texts_of,
+    whole,
+)
+from ldm.models.autoencoder import from_uint8, to_uint8
+from ldm.pictures import as_pictures, composite
+from ldm.program import Inputs
+from ldm.samplers import Plan, make_plan, named
 from ldm.schedule import check_name
+from ldm.starts import Picture, latents_of, picture_of, start_of
+from ldm.tiles import decode_tiles
 
 OUTPUTS = ("uint8", "latents")
 NOT_FINITE = "are the weights whole, and does dtype float32 help?"
+OVERFLOW = "the autoencoder passes the range of float16: decoded again in float32, slower and right"
 
 
-def encode_text(configs: Configs, params: Any, ids: Array, skip: Array) -> Conditioning:
-    """Token ids [B, S] -> Conditioning whose context is the text tower's states, ``skip`` [] or [B] layers left out."""
-    return Conditioning(module(configs, params, "text")(ids, skip).context)
+def decode(bundle: Bundle, latents: Any, tile: int | None = None) -> np.ndarray:
+    """Latents [N, h, w, Z], as ``generate(output="latents")`` gives them -> pictures [N, H, W, 3] uint8.
 
-
-def decode_latents(configs: Configs, params: Any, z: Array) -> Array:
-    """Latents of the diffusion process [N, h, w, Z] -> pictures [N, H, W, 3] about [-1, 1], one after another."""
-    vae = module(configs, params, "vae")
-    scale = 1.0 if isinstance(configs.vae, TinyVAEConfig) else configs.vae.scale
-    return lax.map(lambda one: vae.decode(one[None])[0].astype(jnp.float32), z / scale)
-
-
-@functools.partial(jax.jit, static_argnames=("configs", "sampler", "output", "progress"))
-def _generate(params: Any, inputs: Inputs, *, configs: Configs, sampler: str, output: str, progress: bool) -> tuple:
-    unet = module(configs, params, "unet")
-    count, *shape = inputs.latents.shape
-    skip = jnp.where(jnp.arange(2 * count) < count, 0, inputs.clip_skip)  # negative prompts keep every layer
-    cond = encode_text(configs, params, inputs.ids, skip)
-    if inputs.concat is not None:
-        cond = cond._replace(concat=jnp.concatenate([inputs.concat, inputs.concat]))
-    dtype = unet.conv_out.kernel.dtype
-    denoise = from_network(lambda x, t: unet(x, t, cond), configs.schedule, dtype)
-
-    keys = image_keys(inputs.seed, jnp.arange(count))
-    noise = jnp.where(inputs.given, inputs.latents, unit_noise(keys, START, tuple(shape)))
-    x = sample(
-        SAMPLERS[sampler],
-        cfg(paired(denoise), inputs.guidance),
-        inputs.plan.scale * noise,
-        inputs.plan,
-        noise_at=lambda step: unit_noise(keys, step, tuple(shape)),
-        on_step=progress_bar.tick if progress else None,
-    )
-    result = x if output == "latents" else decode_latents(configs, params, x)
-    finite = jnp.isfinite(result).all(axis=(1, 2, 3))
-    return (result if output == "latents" else to_uint8(result)), finite
-
-
-@functools.partial(jax.jit, static_argnames="configs")
-def _decode(params: Any, z: Array, *, configs: Configs) -> Array:
-    return to_uint8(decode_latents(configs, params, z))
-
-
-def decode(bundle: Bundle, latents: Any) -> np.ndarray:
-    """Latents [N, h, w, Z], as ``generate(output="latents")`` gives them -> pictures [N, H, W, 3] uint8."""
+    tile: a side in latent pixels; larger latents are decoded in overlapping tiles of it, in the memory of one.
+    Raises ValueError for latents of another shape, and tiles that are none.
+    """
     bundle.require("vae")
     shape = np.shape(latents)
     if len(shape) != 4 or shape[3] != bundle.configs.vae.latent_channels:
         raise ValueError(f"latents have shape {shape}, but [N, h, w, {bundle.configs.vae.latent_channels}] is needed")
-    return np.asarray(_decode({"vae": bundle.params["vae"]}, np.asarray(latents, np.float32), configs=bundle.configs))
+    run = functools.partial(program.decoded, {"vae": bundle.params["vae"]}, configs=bundle.configs)
+    z = np.asarray(latents, np.float32)
+    pictures = run(z) if tile is None else decode_tiles(run, z, factor_of(bundle), tile)
+    return np.asarray(to_uint8(jnp.asarray(pictures)))
+
+
+def encode(bundle: Bundle, pictures: Any) -> np.ndarray:
+    """Pictures [N, H, W, 3] or [H, W, 3] uint8 -> latents [N, h, w, Z] float32, what :func:`decode` takes back.
+
+    The mean of the autoencoder's posterior. Raises ValueError for what is no picture or has other sides than it can.
+    """
+    bundle.require("vae")
+    pictures = as_pictures(pictures, len(pictures) if np.ndim(pictures) == 4 else 1)
+    latent_size(bundle, pictures.shape[2:0:-1])
+    return latents_of(bundle, np.asarray(from_uint8(jnp.asarray(pictures))))
+
+
+def encode_prompts(
+    bundle: Bundle, prompts: str | Sequence[str], negative: str | Sequence[str] = "", clip_skip: int = 0
+) -> np.ndarray:
+    """The context [2N, S, E] float32 that ``generate`` makes of texts, negative prompts first.
+
+    Mix several of them, and give the mixture to ``generate`` as its ``context``. Raises ValueError.
+    """
+    bundle.require("text")
+    prompts = texts("prompts", prompts)
+    said = plain_texts(bundle, [*texts("negative", negative, len(prompts)), *prompts], clip_skip)
+    return np.asarray(program.contexts_alone(bundle.params, said, configs=bundle.configs)[0], np.float32)
 
 
 def generate(
@@ -92,7 +86,7 @@ def generate(
     prompts: str | Sequence[str],
     negative: str | Sequence[str] = "",
     steps: int = 20,
-    guidance: float = 7.5,
+    guidance: float | Guidance | None = None,
     sampler: str = "ddim",
     spacing: str = "leading",
     seed: int = 0,
@@ -101,8 +95,15 @@ def generate(
     latents: Any = None,
     output: str = "uint8",
     *,
+    image: Any = None,
+    mask: Any = None,
+    strength: float | None = None,
     eta: float | None = None,
+    noise: str = "steps",
+    syntax: bool = False,
+    context: Any = None,
     concat: Any = None,
+    index: int = 0,
     progress: bool = True,
 ) -> np.ndarray:
     """Pictures from text.
@@ -111,41 +112,78 @@ def generate(
     prompts    one text or several: N pictures; ``negative`` is one text for all, or one per prompt
     steps      1 .. the schedule's own number (1000)
     guidance   the scale beta of classifier-free guidance: 1 is plain conditional sampling, 0 unconditional; the
-               published w is beta - 1 (``ldm.guidance.scale_from_w``)
-    sampler    ddim, ddpm, euler, euler_a, heun, dpmpp_2m;  ``spacing``: leading, trailing, uniform, linspace, karras
-    seed       picture i of a call depends on (seed, i) and on nothing else of the batch
-    size       (width, height) in pixels, multiples of 8; None: what the model was trained at
+               published w is beta - 1 (``ldm.guidance.scale_from_w``). None: what suits the model, ``bundle.guidance``.
+               A ``Guidance`` also has a rescale and an interval
+    sampler    a name of ``ldm.samplers.SAMPLERS``, or what other tools call it (``ldm.samplers.names``)
+    spacing    where the noise levels lie: ``ldm.spacing.levels``
+    seed       picture i of a call depends on (seed, index + i) and on nothing else of the batch
+    size       (width, height) in pixels, multiples of 8; None: what the model was trained at, or the image's
     clip_skip  layers of the text tower LEFT OUT for the prompts: 0 none, 1 the penultimate layer with the final norm.
                Negative prompts keep every layer, as in the public pipelines. (One popular tool counts from 1: its 1 is
                our 0, its 2 our 1.)
-    latents    unit Gaussian noise [N, H/8, W/8, 4] to start from, in place of the seed's
-    output     "uint8": [N, H, W, 3] pictures; "latents": [N, H/8, W/8, 4] float32, what :func:`decode` takes
-    eta        share of fresh noise, for ddim (default 0) and euler_a (default 1); None: the default
-    concat     [N, H/8, W/8, C'] for models with extra input channels (inpainting: mask 1, masked latent 4)
-    progress   a bar on the terminal while sampling
+    latents    unit Gaussian noise [N, h, w, Z] to start from, in place of the seed's
+    output     "uint8": [N, H, W, 3] pictures; "latents": [N, h, w, Z] float32, what :func:`decode` takes
+
+    image      [H, W, 3] or [N, H, W, 3] uint8: start from it, with noise on it (SDEdit)
+    mask       [H, W] or [N, H, W], bool or uint8, white to paint: the rest of the image stays, to the last bit
+    strength   the share of the steps that is made on an image: 0 none, 1 all; None: 0.8, with a mask 1
+    eta        share of fresh noise, for samplers that have it; None: the sampler's own
+    noise      "steps": fresh noise of every step is independent; "brownian": of one path, whatever the steps
+    syntax     read weights, BREAK, long texts and [a:b:0.5] in prompts: ``ldm.prompts``
+    context    [2N, S, E] in place of the texts' own, see :func:`encode_prompts`; prompts then only count
+    concat     [N, h, w, C'] for models with extra input channels; made of image and mask for inpainting models
 
     Returns a NumPy array. Raises ValueError, in one sentence, for what cannot be; warns where a prompt is cut at the
     tower's 77 tokens.
     """
-    check_name("output", output, OUTPUTS)
-    bundle.require("unet", "text", *(["vae"] if output == "uint8" else []))
-    check_parts(bundle)
-    prompts, schedule = texts("prompts", prompts), bundle.configs.schedule
-    latents, given, concat = arrays(bundle, len(prompts), size, latents, concat)
-    steps = whole("steps", steps, 1, schedule.train_steps)
-    inputs = Inputs(
-        ids=token_ids(bundle, prompts, texts("negative", negative, len(prompts))),
-        clip_skip=np.int32(whole("clip_skip", clip_skip, 0, bundle.configs.text.layers - 1)),
-        guidance=np.float32(number("guidance", guidance)),
-        seed=np.uint32(whole("seed", seed, 0, 2**32 - 1)),
-        plan=make_plan(schedule, sampler, spacing, steps, eta and number("eta", eta), most=schedule.train_steps),
-        latents=latents,
-        given=np.bool_(given),
-        concat=concat,
+    sampler, spacing = named(sampler, spacing)
+    prompts = checked(bundle, prompts, output, noise, image)
+    count, said = len(prompts), [*texts("negative", negative, len(prompts)), *prompts]
+    picture = picture_of(count, size, image, mask, strength)
+    plan = plan_of(bundle, sampler, spacing, steps, eta, picture)
+    values = Inputs(
+        texts_of(bundle, said, clip_skip, plan, syntax, context),
+        start_of(bundle, count, size, picture, latents, concat),
+        guidance_of(bundle, guidance),
+        np.uint32(whole("seed", seed, 0, 2**32 - 1)),
+        np.arange(count, dtype=np.int32) + whole("index", index, 0, 2**31 - 1 - count),
+        plan,
     )
-    static = {"configs": bundle.configs, "sampler": sampler, "output": output, "progress": bool(progress)}
-    with progress_bar.bar(progress, steps):
-        result, finite = map(np.asarray, _generate(bundle.params, inputs, **static))
+    static = {"configs": bundle.configs, "sampler": sampler, "output": output, "noise": noise}
+    with progress_bar.bar(progress, int(plan.steps - plan.first)):
+        drawn = program.draw(bundle.params, values, **static, progress=bool(progress))
+        result = whole_pictures(bundle, output, *map(np.asarray, drawn))
+    painted = picture is not None and picture.masks is not None and output == "uint8"
+    return composite(result, picture.images, picture.masks) if painted else result
+
+
+def checked(bundle: Bundle, prompts: Any, output: str, noise: str, image: Any) -> list[str]:
+    """The prompts as a list. Raises ValueError for names that are none, and a model that cannot draw this."""
+    check_name("output", output, OUTPUTS)
+    check_name("noise", noise, program.NOISES)
+    bundle.require("unet", "text", *(["vae"] if output == "uint8" or image is not None else []))
+    check_parts(bundle)
+    return texts("prompts", prompts)
+
+
+def plan_of(bundle: Bundle, sampler: str, spacing: str, steps: Any, eta: float | None, picture: Picture | None) -> Plan:
+    """The plan of a call, with room for every number of steps. Raises ValueError."""
+    schedule = bundle.configs.schedule
+    steps = whole("steps", steps, 1, schedule.train_steps)
+    strength = None if picture is None else number("strength", picture.strength)
+    if strength == 1 and picture.from_noise:
+        strength = None
+    eta = None if eta is None else number("eta", eta)
+    return make_plan(schedule, sampler, spacing, steps, eta, most=schedule.train_steps, strength=strength)
+
+
+def whole_pictures(bundle: Bundle, output: str, result: np.ndarray, z: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """``result``; where an autoencoder in float16 passed its range, decoded again in float32. Warns of both."""
+    half = "vae" in bundle.params and next(iter(bundle.params["vae"].values())).dtype == jnp.float16
+    if output == "uint8" and half and not finite.all() and np.isfinite(z).all():
+        warnings.warn(OVERFLOW, stacklevel=3)
+        wide = jax.tree.map(lambda array: array.astype(jnp.float32), dict(bundle.params["vae"]))
+        return decode(replace(bundle, params={**bundle.params, "vae": wide}), z)
     if not finite.all():
-        warnings.warn(f"{(~finite).sum()} of {len(finite)} pictures are not finite: {NOT_FINITE}", stacklevel=2)
+        warnings.warn(f"{(~finite).sum()} of {len(finite)} pictures are not finite: {NOT_FINITE}", stacklevel=3)
     return result

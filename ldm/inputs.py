@@ -1,33 +1,24 @@
 """The run-time values of one call of ``generate``, checked: every mistake of a caller is one sentence, raised here.
 
-Shapes: N pictures, S tokens, h w latent size, Z latent channels, C' extra input channels.
+Shapes: N pictures, S tokens, K chunks of L tokens, V texts in turn, E width of the context.
 """
 
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jax import Array
 
 from ldm.bundle import Bundle
+from ldm.guidance import Guidance
+from ldm.program import Texts
+from ldm.prompts import Chunks, chunks, padded, stages
 from ldm.samplers import Plan
+from ldm.tokenizer import Tokenizer
 
 MOST_PIXELS = 2**26  # a side of 8192 squared: beyond it the arrays, not the model, are the mistake
-
-
-class Inputs(NamedTuple):
-    """The run-time values, a pytree: none of them is compiled in."""
-
-    ids: Array  # [2N, S] int32: negative prompts, then prompts
-    clip_skip: Array  # []
-    guidance: Array  # []
-    seed: Array  # [] uint32
-    plan: Plan
-    latents: Array  # [N, h, w, Z] unit noise, where `given`
-    given: Array  # [] bool
-    concat: Array | None  # [N, h, w, C'] stacked on the latent's channels, for models that want it
+NEVER = -1.0  # a noise level that no run comes down to
 
 
 def texts(name: str, value: Any, count: int | None = None) -> list[str]:
@@ -60,17 +51,31 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
-def token_ids(bundle: Bundle, prompts: Sequence[str], negatives: Sequence[str]) -> np.ndarray:
-    """[2N, S] int32: the negative prompts, then the prompts. Raises ValueError if the tokenizer does not fit."""
-    if bundle.tokenizer is None:
-        raise ValueError("this checkpoint has no tokenizer")
-    ids = bundle.tokenizer([*negatives, *prompts], bundle.configs.text.length)
-    if ids.max() >= bundle.configs.text.vocabulary:
-        raise ValueError(
-            f"the tokenizer gave token {ids.max()}, but the text tower knows {bundle.configs.text.vocabulary}: "
-            "they do not belong together"
-        )
-    return ids
+def real(name: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """``array`` as float32; ValueError unless it is of finite real numbers and of ``shape``."""
+    array = np.asarray(array)
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, but {shape} is needed here")
+    if array.dtype.kind not in "fiuV" or array.dtype.names or not np.isfinite(array.astype(np.float32)).all():
+        raise ValueError(f"{name} must be finite real numbers, got dtype {array.dtype} or NaN")
+    return array.astype(np.float32)
+
+
+def guidance_of(bundle: Bundle, value: Any) -> Guidance:
+    """Guidance as numbers; None: the bundle's own scale. Raises ValueError."""
+    value = bundle.guidance if value is None else value
+    given = value if isinstance(value, Guidance) else Guidance(value)
+    scale, rescale = number("guidance", given.scale), number("rescale", given.rescale)
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"rescale must be between 0 and 1, got {rescale}")
+    low, high = given.low, given.high
+    if not (isinstance(low, int | float) and isinstance(high, int | float) and 0 <= low <= high):
+        raise ValueError(f"guidance is on between two noise levels, 0 <= low <= high, got {low!r} and {high!r}")
+    return Guidance(*map(np.float32, (scale, rescale, low, high)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
 
 
 def check_parts(bundle: Bundle) -> None:
@@ -84,8 +89,13 @@ def check_parts(bundle: Bundle) -> None:
         )
 
 
-def latent_shape(bundle: Bundle, size: Any) -> tuple[int, int, int]:
-    """(h, w, Z) of the latents of a picture of ``size`` (width, height); ValueError if it is no multiple of 8."""
+def factor_of(bundle: Bundle) -> int:
+    """Pixels of the picture per latent pixel, a side; 8 where there is no autoencoder to say."""
+    return 8 if bundle.configs.vae is None else bundle.configs.vae.factor
+
+
+def latent_size(bundle: Bundle, size: Any) -> tuple[int, int]:
+    """(h, w) of the latents of a picture of ``size`` (width, height); ValueError if it is no multiple of 8."""
     size = bundle.size if size is None else size
     if not isinstance(size, tuple | list) or len(size) != 2:
         raise ValueError(f"size must be (width, height) in pixels, got {size!r}")
@@ -96,34 +106,76 @@ def latent_shape(bundle: Bundle, size: Any) -> tuple[int, int, int]:
         raise ValueError(f"size {width}x{height} is not a multiple of {factor} both ways; try {near[0]}x{near[1]}")
     if width * height > MOST_PIXELS:
         raise ValueError(f"size {width}x{height} is more than {MOST_PIXELS} pixels")
-    return height // factor, width // factor, bundle.configs.unet.out_channels
+    return height // factor, width // factor
 
 
-def factor_of(bundle: Bundle) -> int:
-    """Pixels of the picture per latent pixel, a side; 8 where there is no autoencoder to say."""
-    return 8 if bundle.configs.vae is None else bundle.configs.vae.factor
+# ---------------------------------------------------------------------------------------------------------------------
+# Texts
 
 
-def real(name: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """``array`` as float32; ValueError unless it is of finite real numbers and of ``shape``."""
-    array = np.asarray(array)
-    if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}, but {shape} is needed here")
-    if array.dtype.kind not in "fiuV" or array.dtype.names or not np.isfinite(array.astype(np.float32)).all():
-        raise ValueError(f"{name} must be finite real numbers, got dtype {array.dtype} or NaN")
-    return array.astype(np.float32)
+def clip_skip_of(bundle: Bundle, value: Any) -> np.int32:
+    """Layers of the text tower to leave out. Raises ValueError."""
+    return np.int32(whole("clip_skip", value, 0, bundle.configs.text.layers - 1))
 
 
-def arrays(bundle: Bundle, count: int, size: Any, latents: Any, concat: Any) -> tuple[np.ndarray, bool, Any]:
-    """Latents (zeros where none are given), whether they were given, and concat; all checked."""
-    if size is None and latents is not None and np.ndim(latents) == 4:
-        size = tuple(int(side) * factor_of(bundle) for side in (np.shape(latents)[2], np.shape(latents)[1]))
-    h, w, z = latent_shape(bundle, size)
-    extra = bundle.configs.unet.in_channels - z
-    if extra and concat is None:
+def tokenizer_of(bundle: Bundle) -> Tokenizer:
+    """The tokenizer. Raises ValueError if there is none."""
+    if bundle.tokenizer is None:
+        raise ValueError("this checkpoint has no tokenizer")
+    return bundle.tokenizer
+
+
+def known_ids(bundle: Bundle, ids: np.ndarray) -> np.ndarray:
+    """``ids``. Raises ValueError if the text tower does not know them all."""
+    if ids.max() >= bundle.configs.text.vocabulary:
         raise ValueError(
-            f"this model takes {extra} channels beside the latent (inpainting and its like): give them as concat"
+            f"the tokenizer gave token {ids.max()}, but the text tower knows {bundle.configs.text.vocabulary}: "
+            "they do not belong together"
         )
-    given = latents is not None
-    latents = real("latents", latents, (count, h, w, z)) if given else np.zeros((count, h, w, z), np.float32)
-    return latents, given, None if concat is None else real("concat", concat, (count, h, w, extra))
+    return ids
+
+
+def plain_texts(bundle: Bundle, all_texts: Sequence[str], clip_skip: Any) -> Texts:
+    """Texts as they are, cut at the tower's length. ``all_texts``: the negative prompts, then the prompts."""
+    ids = known_ids(bundle, tokenizer_of(bundle)(all_texts, bundle.configs.text.length))
+    below = np.full((1, len(ids)), np.inf, np.float32)
+    return Texts(ids[None, :, None], None, None, below, clip_skip_of(bundle, clip_skip))
+
+
+def read_texts(bundle: Bundle, all_texts: Sequence[str], clip_skip: Any, plan: Plan) -> Texts:
+    """Texts by the rules of ``ldm.prompts``: shorter ones are padded with empty chunks. Raises ValueError."""
+    tokenizer, length = tokenizer_of(bundle), bundle.configs.text.length
+    turns = [stages(text, int(plan.steps)) for text in all_texts]
+    V = max(map(len, turns))
+    below = np.full((V, len(turns)), NEVER, np.float32)
+    rows: list[list[Chunks]] = []
+    for column, turn in enumerate(turns):
+        below[: len(turn), column] = [plan.levels[stage.first] if stage.first else np.inf for stage in turn]
+        made = [chunks(tokenizer, stage.text, length) for stage in turn]
+        rows.append(made + made[-1:] * (V - len(made)))
+    K = max(len(one.ids) for row in rows for one in row)
+    even = [[padded(one, K, tokenizer) for one in row] for row in rows]
+    stack = lambda name: np.stack([[getattr(one, name) for one in row] for row in even], axis=1)
+    return Texts(known_ids(bundle, stack("ids")), stack("weights"), None, below, clip_skip_of(bundle, clip_skip))
+
+
+def given_context(bundle: Bundle, count: int, context: Any, plan: Plan) -> Texts:
+    """A context [2N, S, E], or one for each step [V, 2N, S, E], V = steps. Raises ValueError."""
+    shape = np.shape(context)
+    context = np.asarray(context)[None] if len(shape) == 3 else np.asarray(context)
+    if context.ndim != 4 or len(context) not in (1, plan.steps) or context.shape[1] != 2 * count:
+        raise ValueError(
+            f"context has shape {shape}, but [2 N, S, E] or [steps, 2 N, S, E] is needed, with N = {count} and the "
+            "negative prompts first"
+        )
+    context = real("context", context, (*context.shape[:3], bundle.configs.unet.context_dim))
+    below = np.full((len(context), 2 * count), np.inf, np.float32)
+    below[1:] = np.asarray(plan.levels)[1 : len(context), None]
+    return Texts(None, None, context, below, np.int32(0))
+
+
+def texts_of(bundle: Bundle, all_texts: Sequence[str], clip_skip: Any, plan: Plan, syntax: bool, context: Any) -> Texts:
+    """What is said in a call: a context, texts by the rules of ``ldm.prompts``, or texts as they are."""
+    if context is not None:
+        return given_context(bundle, len(all_texts) // 2, context, plan)
+    return read_texts(bundle, all_texts, clip_skip, plan) if syntax else plain_texts(bundle, all_texts, clip_skip)

@@ -8,7 +8,6 @@ import json
 import re
 import sys
 from collections import Counter
-from importlib import import_module
 from typing import Any
 
 import jax
@@ -18,15 +17,18 @@ import optax
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
+from ldm import program
 from ldm.bundle import Configs
 from ldm.conditioning import Conditioning
-from ldm.inputs import Inputs, arrays, token_ids
+from ldm.inputs import guidance_of, plain_texts
 from ldm.models.autoencoder import VAEConfig
 from ldm.models.layers import bind, init
 from ldm.models.text import TextConfig
 from ldm.models.unet import UNet, UNetConfig
+from ldm.program import Inputs
 from ldm.samplers import make_plan
 from ldm.schedule import NoiseSchedule
+from ldm.starts import start_of
 from ldm.training.losses import DiffusionOptions, denoising_loss
 from ldm.training.optimiser import OptimiserConfig, make
 from ldm.training.sharding import distributed, make_mesh, replicate, shard_batch, shard_state
@@ -147,21 +149,23 @@ def lines() -> dict[str, Any]:
 def sampler() -> tuple[Any, dict, Inputs, dict]:
     """``ldm.generate``'s program, and parameters, inputs and static arguments for a tiny model and eight pictures."""
     bundle = random_bundle(configs=TINY, size=(16, 16))
-    latents, given, _ = arrays(bundle, 8, None, None, None)
     plan = make_plan(TINY.schedule, "euler_a", "leading", 3)
-    ids = token_ids(bundle, [f"{n} dogs" for n in range(8)], [""] * 8)
-    inputs = Inputs(ids, np.int32(0), np.float32(5), np.uint32(3), plan, latents, np.bool_(given), None)
-    static = {"configs": TINY, "sampler": "euler_a", "output": "latents", "progress": False}
-    return import_module("ldm.generate")._generate, dict(bundle.params), inputs, static
+    said = plain_texts(bundle, [""] * 8 + [f"{n} dogs" for n in range(8)], 0)
+    begin = start_of(bundle, 8, None, None, None, None)
+    inputs = Inputs(said, begin, guidance_of(bundle, 5.0), np.uint32(3), np.arange(8, dtype=np.int32), plan)
+    static = {"configs": TINY, "sampler": "euler_a", "output": "latents", "noise": "steps", "progress": False}
+    return program.draw, dict(bundle.params), inputs, static
 
 
 def sampling() -> dict[str, Any]:
     """Sampling with the pictures over eight devices, against one device."""
-    program, params, inputs, static = sampler()
-    alone, _ = program(params, inputs, **static)
+    run, params, inputs, static = sampler()
+    alone = run(params, inputs, **static)[0]
     mesh = make_mesh()
-    cut = {name: shard_batch(mesh, getattr(inputs, name)) for name in ("ids", "latents")}
-    pictures, _ = program(replicate(mesh, params), replicate(mesh, inputs)._replace(**cut), **static)
+    everywhere = replicate(mesh, inputs)
+    rows = {name: shard_batch(mesh, getattr(inputs.start, name)) for name in ("latents", "origin", "known", "mask")}
+    cut = everywhere._replace(start=everywhere.start._replace(**rows), indices=shard_batch(mesh, inputs.indices))
+    pictures = run(replicate(mesh, params), cut, **static)[0]
     return {"difference": farthest(pictures, alone), "share": share(pictures), "size": float(np.std(alone))}
 
 

@@ -21,7 +21,8 @@ FOREIGN = (
 )
 LONGEST_FILE, LONGEST_FUNCTION = 300, 45
 JIT_FILES = (
-    "ldm/generate.py",
+    "ldm/program.py",
+    "ldm/editing/",
     "ldm/training/",
     "ldm/toybox/world.py",
     "ldm/toybox/recogniser.py",
@@ -32,17 +33,21 @@ JIT_FILES = (
 LAYERS = [
     ["ldm.cli", "ldm.toybox.recipe"],
     ["ldm"],
+    ["ldm.editing"],
+    ["ldm.inversion", "ldm.workflows"],
     ["ldm.generate"],
+    ["ldm.starts"],
     ["ldm.inputs"],
-    ["ldm.editing", "ldm.evaluation", "ldm.training"],
+    ["ldm.program"],
+    ["ldm.evaluation", "ldm.training"],
     ["ldm.adapters"],
     ["ldm.bundle"],
     ["ldm.toybox"],
     ["ldm.models"],
     ["ldm.guidance"],
     ["ldm.samplers"],
-    ["ldm.denoiser", "ldm.bpe"],
-    ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file", "ldm.files"],
+    ["ldm.denoiser", "ldm.bpe", "ldm.spacing", "ldm.prompts"],
+    ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file", "ldm.files", "ldm.pictures", "ldm.tiles"],
     ["ldm.vocabulary", "ldm.conditioning", "ldm.hooks"],
     ["ldm.attention"],
 ]

@@ -10,8 +10,12 @@ import ldm
 from ldm.bundle import Bundle, Configs
 from ldm.models.layers import init
 from ldm.models.taesd import TinyVAE, TinyVAEConfig
+from ldm.samplers import SAMPLERS
 
 SIZE = (64, 48)
+PHOTO = (np.random.default_rng(3).random((6, 8, 3)).repeat(8, 0).repeat(8, 1) * 255).astype(np.uint8)
+HOLE = np.zeros((48, 64), bool)
+HOLE[13:30, 20:50] = True
 
 
 def draw(bundle: Bundle, prompts="a cube", **options):
@@ -54,12 +58,20 @@ SWEEP = [
     {"spacing": "trailing"},
     {"spacing": "uniform"},
     {"latents": unit_noise()},
+    {"guidance": ldm.Guidance(7.5, rescale=0.7)},
+    {"guidance": ldm.Guidance(7.5, low=1.0)},
+    {"index": 3},
+    {"image": PHOTO},
+    {"image": PHOTO, "strength": 0.5},
+    {"image": PHOTO, "strength": 0.0},
+    {"image": PHOTO, "mask": HOLE},
+    {"image": PHOTO, "mask": ~HOLE, "strength": 0.6},
 ]
 
 
 def test_one_compilation_for_every_run_time_knob(tiny):
     counter = CountCompilations()
-    base = draw(tiny)
+    base, _ = draw(tiny), ldm.encode(tiny, PHOTO)  # a picture is encoded by a program of its own
     counter.armed = True
     pictures = [draw(tiny, **({"prompts": "a cube"} | knob)) for knob in SWEEP]
     assert counter.count == 0
@@ -119,7 +131,7 @@ def test_negative_prompts_one_for_all_or_one_each(tiny):
         latents(tiny, ["a", "b"], negative=["n"] * 3)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_runs(tiny, sampler):
     z = latents(tiny, sampler=sampler, steps=3)
     assert np.isfinite(z).all()
@@ -146,7 +158,25 @@ def test_a_long_prompt_is_cut_with_a_warning(tiny):
         ({"sampler": "euler", "eta": 0.5}, "'euler' has no eta"),
         ({"steps": 2.0}, "steps must be a whole number, got 2.0"),
         ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),
-        ({"guidance": None}, "guidance must be a finite number"),
+        ({"guidance": "much"}, "guidance must be a finite number"),
+        ({"guidance": ldm.Guidance(3.0, rescale=1.5)}, "rescale must be between 0 and 1, got 1.5"),
+        ({"guidance": ldm.Guidance(3.0, low=2.0, high=1.0)}, "0 <= low <= high, got 2.0 and 1.0"),
+        ({"noise": "browning"}, "did you mean 'brownian'"),
+        ({"sampler": "DPM++ 2N Karras"}, r"unknown sampler 'DPM\+\+ 2N Karras'"),
+        ({"mask": HOLE}, "mask is of an image: give image too"),
+        ({"strength": 0.5}, "strength is of an image: give image too"),
+        ({"image": PHOTO, "strength": 1.1}, r"strength must be between 0 \(the picture itself\) and 1"),
+        ({"image": PHOTO, "strength": "x"}, "strength must be a finite number"),
+        ({"image": PHOTO, "size": (64, 64)}, "the image is 64x48, but size 64x64 was asked for"),
+        ({"image": PHOTO / 255.0}, "image must be .* of uint8, got float64"),
+        ({"image": PHOTO[:, :60], "size": None}, "size 60x48 is not a multiple of 8"),
+        ({"image": PHOTO, "mask": HOLE[:40]}, "the mask is 64x40, but the picture 64x48"),
+        ({"image": PHOTO, "mask": HOLE * 0.5}, "mask must be .* of bool or uint8"),
+        ({"image": np.stack([PHOTO] * 3)}, "3 of image for 1 prompts"),
+        ({"prompts": "a (b", "syntax": True}, r"'\(' at character 3"),
+        ({"context": np.zeros((2, 77, 8))}, "context has shape"),
+        ({"context": np.zeros((3, 77, 64))}, r"\[2 N, S, E\] or \[steps, 2 N, S, E\] is needed, with N = 1"),
+        ({"index": -1}, "index must be between 0 and"),
         ({"negative": None}, "negative must be a text or a list of texts"),
         ({"prompts": ["a", 1]}, "prompts must be a text or a list of texts"),
         ({"size": 64}, r"size must be \(width, height\) in pixels, got 64"),
@@ -222,3 +252,69 @@ def test_half_precision_weights_draw_nearly_the_same(tiny):
     )
     a, b = latents(half, guidance=1.0), latents(tiny, guidance=1.0)
     assert np.linalg.norm(a - b) / np.linalg.norm(b) < 0.1
+
+
+# ---- prompts ----
+
+
+def test_syntax_is_off_unless_asked_for(tiny):
+    """Then a plain prompt is the same with it and without, and brackets are letters."""
+    assert np.array_equal(latents(tiny, "a red cube", syntax=True), latents(tiny, "a red cube"))
+    assert not np.array_equal(latents(tiny, "a (red:1.5) cube", syntax=True), latents(tiny, "a red cube"))
+    with pytest.raises(ValueError, match="has no"):
+        latents(tiny, "a (red cube", syntax=True)
+    latents(tiny, "a (red cube")
+
+
+def test_a_weight_of_one_changes_nothing(tiny):
+    assert np.array_equal(latents(tiny, "a (red:1.0) cube", syntax=True), latents(tiny, "a red cube"))
+
+
+def test_a_prompt_scheduled_before_the_end_is_the_one_until_there(tiny):
+    scheduled = latents(tiny, "[a cat:a red dog:0.5]", syntax=True, steps=4, spacing="karras")
+    cat, dog = (latents(tiny, text, steps=4, spacing="karras") for text in ("a cat", "a red dog"))
+    assert not np.allclose(scheduled, cat, atol=1e-3) and not np.allclose(scheduled, dog, atol=1e-3)
+    always = latents(tiny, "[a cat:a red dog:4]", syntax=True, steps=4, spacing="karras")
+    np.testing.assert_allclose(always, cat, rtol=1e-4, atol=1e-5)
+    at_once = latents(tiny, "[a cat:a red dog:0]", syntax=True, steps=4, spacing="karras")
+    np.testing.assert_allclose(at_once, dog, rtol=1e-4, atol=1e-5)
+
+
+def test_long_prompts_are_read_to_the_end(tiny):
+    long = "word " * 100
+    one, other = (latents(tiny, long + end, syntax=True) for end in ("red", "blue"))
+    assert not np.array_equal(one, other)
+    assert np.isfinite(latents(tiny, ["short", long], negative=["n", "x BREAK y"], syntax=True)).all()
+
+
+def test_a_context_in_place_of_the_texts(tiny):
+    context = ldm.encode_prompts(tiny, ["a cat", "a dog"], "blurry", clip_skip=1)
+    assert context.shape == (4, 77, 64) and context.dtype == np.float32
+    wanted = latents(tiny, ["a cat", "a dog"], negative="blurry", clip_skip=1)
+    np.testing.assert_allclose(latents(tiny, ["", ""], context=context), wanted, rtol=1e-4, atol=1e-5)
+    each = np.stack([context, context[::-1]])  # one for each of two steps
+    assert not np.allclose(latents(tiny, ["", ""], context=each), wanted, atol=1e-3)
+
+
+def test_guidance_in_an_interval_of_noise(tiny):
+    off = latents(tiny, guidance=ldm.Guidance(9.0, low=100.0, high=200.0))
+    assert np.array_equal(off, latents(tiny, guidance=1.0))
+    everywhere = latents(tiny, guidance=ldm.Guidance(9.0, low=0.0, high=100.0))
+    assert np.array_equal(everywhere, latents(tiny, guidance=9.0))
+
+
+def test_noise_of_one_path(tiny):
+    per_step, path = (latents(tiny, sampler="euler_a", noise=noise) for noise in ("steps", "brownian"))
+    assert np.isfinite(path).all() and not np.allclose(per_step, path, atol=1e-2)
+    assert np.array_equal(path, latents(tiny, sampler="euler_a", noise="brownian"))
+
+
+def test_names_of_other_tools(tiny):
+    karras = latents(tiny, sampler="dpmpp_2m", spacing="karras")
+    assert np.array_equal(latents(tiny, sampler="DPM++ 2M Karras"), karras)
+
+
+def test_a_bundles_own_guidance(tiny):
+    own = dataclasses.replace(tiny, guidance=2.0)
+    assert np.array_equal(latents(own), latents(tiny, guidance=2.0))
+    assert np.array_equal(latents(tiny), latents(tiny, guidance=7.5))
