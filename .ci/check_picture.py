@@ -1,7 +1,8 @@
-"""Checks that a picture came out: ``check_picture.py picture.png 256 256 "the prompt"``.
+"""Checks that a picture came out: ``check_picture.py picture.png 64 64 "the prompt"``.
 
 A whole PNG of that width and height, of many colours (an untrained or broken decoder can give a flat one), that records
-the prompt it was made from. Exit status 1, with a sentence, where it is not.
+the prompt it was made from, and shows it: the toybox's recogniser reads it, and agrees with the prompt. Exit status 1,
+with a sentence, where it is not so.
 """
 
 import json
@@ -10,7 +11,10 @@ import sys
 import numpy as np
 from PIL import Image
 
-FEWEST_COLOURS = 1000
+from ldm.toybox import recogniser
+from ldm.toybox.parsing import parse
+
+FEWEST_COLOURS = 300
 
 
 def check(path: str, size: tuple[int, int], prompt: str) -> str:
@@ -25,7 +29,10 @@ def check(path: str, size: tuple[int, int], prompt: str) -> str:
         raise ValueError(f"it has only {colours} different colours; a picture has {FEWEST_COLOURS} and more")
     if json.loads(record).get("prompt") != prompt:
         raise ValueError(f"it says that it was made from {record}, not from {prompt!r}")
-    return f"{found[0]}x{found[1]} pixels, {colours} colours, mean {pixels.mean():.1f}"
+    reading = recogniser.read(pixels[None].astype(np.float32) / 255)[0]
+    if not recogniser.agrees(parse(prompt), reading):
+        raise ValueError(f"it does not show {prompt!r}: it reads as {reading}")
+    return f"{found[0]}x{found[1]} pixels, {colours} colours, mean {pixels.mean():.1f}, and it shows {prompt!r}"
 
 
 def main() -> int:

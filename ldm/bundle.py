@@ -1,7 +1,7 @@
 """The bundle: everything that turns text into pictures, as plain data, and the folder it is kept in.
 
 A bundle is immutable: frozen configurations (static under jit), flat dictionaries of arrays (arguments of jit), a
-tokenizer, and the size that the model was trained at. Our own folder holds it as
+tokenizer, and the size and the guidance that suit the model. Our own folder holds it as
 
     config.json   unet.safetensors   vae.safetensors   text.safetensors   tokenizer/
 """
@@ -30,6 +30,8 @@ from ldm.schedule import NoiseSchedule
 from ldm.tokenizer import Tokenizer
 
 FORMAT, VERSION = "ldm bundle", 1
+PACKAGED = {"toybox": Path(__file__).parent / "toybox" / "data" / "model"}
+"""Models that come with this package, by name; a folder of the same name is meant by a path, such as "./toybox"."""
 PARTS = ("unet", "vae", "text", "image", "classifier")
 MODELS = {
     UNetConfig: UNet,
@@ -56,12 +58,17 @@ class Configs:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A whole model, or the parts of one that a checkpoint holds. ``size``: (width, height) in pixels."""
+    """A whole model, or the parts of one that a checkpoint holds.
+
+    size        (width, height) in pixels of the pictures that it was trained on
+    guidance    scale of classifier-free guidance at which it draws best; 7.5 is Stable Diffusion's
+    """
 
     configs: Configs
     params: Mapping[str, Params]
     tokenizer: Tokenizer | None = None
     size: tuple[int, int] = (512, 512)
+    guidance: float = 7.5
 
     def require(self, *parts: str) -> None:
         """Raises ValueError naming what is missing of ``parts`` (of ``PARTS``)."""
@@ -88,7 +95,7 @@ def as_dtype(name: Any) -> np.dtype:
 def save(bundle: Bundle, folder: str | Path) -> None:
     """Writes the bundle to ``folder``, which must not exist or be empty. Dtypes are kept. Raises ValueError."""
     parts = {part: getattr(bundle.configs, part) for part in PARTS if part in bundle.params}
-    config = {"format": FORMAT, "version": VERSION, "size": list(bundle.size)}
+    config = {"format": FORMAT, "version": VERSION, "size": list(bundle.size), "guidance": bundle.guidance}
     config["schedule"] = asdict(bundle.configs.schedule)
     config["parts"] = {part: {"kind": type(c).__name__, **asdict(c)} for part, c in parts.items()}
 
@@ -103,21 +110,27 @@ def save(bundle: Bundle, folder: str | Path) -> None:
 
 
 def load(folder: str | Path, dtype: Any = None) -> Bundle:
-    """Reads a folder that :func:`save` wrote; ``dtype`` casts (None: as stored). Raises ValueError."""
+    """Reads a folder that :func:`save` wrote, or the packaged model of that name. Raises ValueError.
+
+    ``dtype`` casts; None leaves arrays as stored, but for a packaged model, stored as float16: float32.
+    """
+    if str(folder) in PACKAGED:
+        folder, dtype = PACKAGED[str(folder)], dtype or "float32"
     folder = Path(folder)
     config = read_config(folder)
     kinds = {kind.__name__: kind for kind in MODELS}
     try:
         parts = {part: rebuilt(kinds[c["kind"]], c) for part, c in config["parts"].items() if part in PARTS}
         configs, size = Configs(**parts, schedule=rebuilt(NoiseSchedule, config["schedule"])), tuple(config["size"])
-    except (KeyError, TypeError, AttributeError) as error:
+        guidance = float(config.get("guidance", Bundle.guidance))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{folder / 'config.json'}: not a configuration that this version understands ({error})"
         ) from None
     dtype = None if dtype is None else as_dtype(dtype)
     params = {part: _load_part(folder / f"{part}.safetensors", c, dtype) for part, c in parts.items()}
     tokenizer = Tokenizer.from_folder(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
-    return Bundle(configs, params, tokenizer, size)
+    return Bundle(configs, params, tokenizer, size, guidance)
 
 
 def is_bundle(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,11 +16,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import weights_convert
-from ldm.bundle import DTYPES
+from ldm.bundle import DTYPES, Bundle
 from ldm.files import check_png, check_vacant, check_writable, write_whole
 from ldm.generate import decode, generate
-from ldm.samplers import SAMPLERS
-from ldm.schedule import PREDICTIONS, SPACINGS, check_name
+from ldm.guidance import Guidance
+from ldm.pictures import as_masks, composite, outpaint, read_picture
+from ldm.program import NOISES
+from ldm.samplers import SAMPLERS, named
+from ldm.schedule import PREDICTIONS, check_name
+from ldm.spacing import SPACINGS
 from ldm.toybox.dataset import Dataset, write_folder
 from ldm.toybox.sampling import SPLITS
 from ldm.toybox.sheets import SHEETS
@@ -42,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     make = commands.add_parser("generate", help="draw pictures from a text")
     make.add_argument("prompt")
-    make.add_argument("--model", required=True, metavar="SRC", help="folder, file or hub id")
+    make.add_argument("--model", default="toybox", metavar="SRC", help="folder, file or hub id (default: the toybox's)")
     _source_options(make)
     _generate_options(make)
     look = commands.add_parser("inspect", help="say what a checkpoint is")
@@ -64,16 +69,24 @@ def parser() -> argparse.ArgumentParser:
 def _generate_options(make: argparse.ArgumentParser) -> None:
     make.add_argument("--negative", default="", metavar="TEXT", help="what to steer away from")
     make.add_argument("--steps", type=int, default=20, metavar="N")
-    make.add_argument("--guidance", type=float, default=7.5, metavar="S", help="1: off; the papers' w is S - 1")
+    make.add_argument("--guidance", type=float, metavar="S", help="the papers' w + 1; 1: off (default: the model's)")
+    make.add_argument("--rescale", type=float, default=0.0, metavar="X", help="0..1: give back what guidance overdoes")
     make.add_argument("--sampler", default="ddim", metavar="NAME", help=", ".join(SAMPLERS))
     make.add_argument("--spacing", default="leading", metavar="NAME", help=", ".join(SPACINGS))
-    make.add_argument("--eta", type=float, help="share of fresh noise, for ddim and euler_a")
+    make.add_argument("--eta", type=float, help="share of fresh noise, for samplers that have it")
+    make.add_argument("--noise", default="steps", metavar="NAME", help=", ".join(NOISES))
+    make.add_argument("--image", type=Path, metavar="IN.png", help="a picture to start from")
+    make.add_argument("--strength", type=float, metavar="X", help="0..1: the share of the steps that is made on it")
+    make.add_argument("--mask", type=Path, metavar="IN.png", help="white: to be painted; the rest of the picture stays")
+    make.add_argument("--outpaint", type=int, nargs=4, metavar=("L", "T", "R", "B"), help="pixels to paint around it")
+    make.add_argument("--syntax", action="store_true", help="read (word:1.3), BREAK, [a:b:0.5] in prompts")
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--count", type=int, default=1, metavar="N", help="pictures; picture i has seed and index i")
     make.add_argument("--size", type=size_of, metavar="WxH", help="pixels, multiples of 8 (default: the model's own)")
     make.add_argument("--clip-skip", type=int, default=0, metavar="K", help="text layers left out (0 none)")
     make.add_argument("--latents", type=Path, metavar="IN.npy", help="starting noise [N,H/8,W/8,4]")
     make.add_argument("--save-latents", type=Path, metavar="OUT.npy", help="the latents before decoding")
+    make.add_argument("--tile", type=int, metavar="N", help="decode in tiles of N latent pixels: less memory")
     make.add_argument("--out", type=Path, default=Path("out.png"), help="a PNG; several pictures get -0, -1, …")
 
 
@@ -106,29 +119,54 @@ def run_generate(args: argparse.Namespace) -> None:
     """``ldm generate``."""
     if args.count < 1:
         raise ValueError(f"--count must be at least 1, got {args.count}")
-    check_name("sampler", args.sampler, SAMPLERS)  # generate would say so too, but only after the weights are read
-    check_name("spacing", args.spacing, SPACINGS)
+    check_name("spacing", named(args.sampler, args.spacing)[1], SPACINGS)  # before the weights are read
     paths = [args.out] if args.count == 1 else [args.out.with_stem(f"{args.out.stem}-{i}") for i in range(args.count)]
     check_outputs(paths, args.save_latents)
+    begin = picture_options(args)
     latents = None if args.latents is None else read_array(args.latents)
     bundle = weights_convert.load(args.model, args.dtype, vae=args.vae, **_options(args))
-    names = ("negative", "steps", "guidance", "sampler", "spacing", "seed", "size", "clip_skip", "eta")
+    names = ("negative", "steps", "sampler", "spacing", "seed", "size", "clip_skip", "eta", "noise", "syntax")
     settings = {name: getattr(args, name) for name in names}
-    prompts = [args.prompt] * args.count
-    if args.save_latents is None:
-        pictures = generate(bundle, prompts, latents=latents, **settings)
-    else:
-        final = generate(bundle, prompts, latents=latents, output="latents", **settings)
-        write_whole(args.save_latents, lambda file: np.save(file, final))
-        pictures = decode(bundle, final)
-    sources = {
-        name: str(getattr(args, name)) for name in ("model", "vae", "latents") if getattr(args, name) is not None
-    }
-    told = {name: value for name, value in _options(args).items() if value}
-    record = {"prompt": args.prompt, **sources, **told, "dtype": args.dtype, **settings}
+    scale = bundle.guidance if args.guidance is None else args.guidance
+    run = settings | begin | {"guidance": Guidance(scale, args.rescale), "latents": latents}
+    pictures = drawn(bundle, [args.prompt] * args.count, args.save_latents, args.tile, run)
+    paths_of = {name: getattr(args, name) for name in ("model", "vae", "latents", "image", "mask")}
+    told = _options(args) | {name: getattr(args, name) for name in ("rescale", "strength", "outpaint", "tile")}
+    record = {"prompt": args.prompt, **{name: str(path) for name, path in paths_of.items() if path is not None}}
+    record |= {name: value for name, value in told.items() if value is not None and value is not False}
+    record |= {"dtype": args.dtype, "guidance": scale, **settings}
     for index, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
         write_png(path, picture, record | {"index": index, "size": [picture.shape[1], picture.shape[0]]})
         print(path)
+
+
+def drawn(bundle: Bundle, prompts: list[str], keep: Path | None, tile: int | None, run: dict[str, Any]) -> np.ndarray:
+    """The pictures; by way of latents where those are to be kept or decoded in tiles."""
+    if keep is None and tile is None:
+        return generate(bundle, prompts, **run)
+    final = generate(bundle, prompts, output="latents", **run)
+    if keep is not None:
+        write_whole(keep, lambda file: np.save(file, final))
+    pictures = decode(bundle, final, tile)
+    mask = run.get("mask")
+    return pictures if mask is None else composite(pictures, run["image"], np.repeat(mask[None], len(pictures), 0))
+
+
+def picture_options(args: argparse.Namespace) -> dict[str, Any]:
+    """``image``, ``mask`` (as bool), ``strength`` and ``size`` of ``generate``. Raises ValueError."""
+    if args.image is None:
+        odd = [name for name in ("mask", "strength", "outpaint") if getattr(args, name) is not None]
+        if odd:
+            raise ValueError(f"--{odd[0]} is of a picture: give --image too")
+        return {}
+    image, mask = read_picture(args.image, args.size), None
+    if args.mask is not None:
+        mask = as_masks(read_picture(args.mask, args.size, "L"), 1, (image.shape[1], image.shape[0]))[0]
+    if args.outpaint is not None:
+        if mask is not None:
+            raise ValueError("--mask and --outpaint: give one of them")
+        image, mask = outpaint(image, args.outpaint)
+    return {"image": image, "mask": mask, "strength": args.strength, "size": None}
 
 
 def check_outputs(pictures: list[Path], latents: Path | None) -> None:

@@ -30,7 +30,7 @@ from ldm.inputs import (
 )
 from ldm.models.autoencoder import from_uint8, to_uint8
 from ldm.pictures import as_pictures, composite
-from ldm.program import Inputs
+from ldm.program import Inputs, Wrap
 from ldm.samplers import Plan, make_plan, named
 from ldm.schedule import check_name
 from ldm.starts import Picture, latents_of, picture_of, start_of
@@ -51,9 +51,9 @@ def decode(bundle: Bundle, latents: Any, tile: int | None = None) -> np.ndarray:
     shape = np.shape(latents)
     if len(shape) != 4 or shape[3] != bundle.configs.vae.latent_channels:
         raise ValueError(f"latents have shape {shape}, but [N, h, w, {bundle.configs.vae.latent_channels}] is needed")
-    run = functools.partial(program.decoded, {"vae": bundle.params["vae"]}, configs=bundle.configs)
+    one = functools.partial(program.decoded, {"vae": bundle.params["vae"]}, configs=bundle.configs)
     z = np.asarray(latents, np.float32)
-    pictures = run(z) if tile is None else decode_tiles(run, z, factor_of(bundle), tile)
+    pictures = one(z) if tile is None else decode_tiles(one, z, factor_of(bundle), tile)
     return np.asarray(to_uint8(jnp.asarray(pictures)))
 
 
@@ -103,6 +103,8 @@ def generate(
     syntax: bool = False,
     context: Any = None,
     concat: Any = None,
+    wrap: Wrap | None = None,
+    extra: Any = None,
     index: int = 0,
     progress: bool = True,
 ) -> np.ndarray:
@@ -132,6 +134,8 @@ def generate(
     syntax     read weights, BREAK, long texts and [a:b:0.5] in prompts: ``ldm.prompts``
     context    [2N, S, E] in place of the texts' own, see :func:`encode_prompts`; prompts then only count
     concat     [N, h, w, C'] for models with extra input channels; made of image and mask for inpainting models
+    wrap       (denoiser, extra) -> denoiser: guidance of your own around all of this, compiled in (``ldm.guidance`` has
+               some); ``extra``, a pytree of arrays, is what it is given at run time
 
     Returns a NumPy array. Raises ValueError, in one sentence, for what cannot be; warns where a prompt is cut at the
     tower's 77 tokens.
@@ -148,11 +152,18 @@ def generate(
         np.uint32(whole("seed", seed, 0, 2**32 - 1)),
         np.arange(count, dtype=np.int32) + whole("index", index, 0, 2**31 - 1 - count),
         plan,
+        extra,
     )
-    static = {"configs": bundle.configs, "sampler": sampler, "output": output, "noise": noise}
-    with progress_bar.bar(progress, int(plan.steps - plan.first)):
-        drawn = program.draw(bundle.params, values, **static, progress=bool(progress))
-        result = whole_pictures(bundle, output, *map(np.asarray, drawn))
+    static = {"configs": bundle.configs, "sampler": sampler, "output": output, "noise": noise, "wrap": wrap}
+    return run(bundle, values, static, picture, bool(progress))
+
+
+def run(bundle: Bundle, values: Inputs, static: dict[str, Any], picture: Picture | None, progress: bool) -> np.ndarray:
+    """Runs the program; then what must be seen to on the host: overflows, and what a mask keeps."""
+    output = static["output"]
+    with progress_bar.bar(progress, int(values.plan.steps - values.plan.first)):
+        made = program.draw(bundle.params, values, **static, progress=progress)
+        result = whole_pictures(bundle, output, *map(np.asarray, made))
     painted = picture is not None and picture.masks is not None and output == "uint8"
     return composite(result, picture.images, picture.masks) if painted else result
 

@@ -43,6 +43,7 @@ NOISES: dict[str, Callable[[Array, tuple[int, ...], Plan], NoiseAt]] = {
     "steps": lambda keys, shape, plan: noise_per_step(keys, shape),
     "brownian": lambda keys, shape, plan: brownian_noise(keys, shape, jnp.asarray(plan.levels)[plan.first]),
 }
+Wrap = Callable[[Denoiser, Any], Denoiser]  # (the guided denoiser, the caller's run-time values) -> another
 
 
 class Texts(NamedTuple):
@@ -75,6 +76,7 @@ class Inputs(NamedTuple):
     seed: Array  # [] uint32
     indices: Array  # [N] int32: the pictures' numbers, which their noise follows from
     plan: Plan
+    extra: Any = None  # a pytree of whatever a caller's own `wrap` needs
 
 
 def encode_text(configs: Configs, params: Any, ids: Array, skip: Array) -> Array:
@@ -109,8 +111,8 @@ def in_force(contexts: Array, below: Array, sigma: Array) -> Array:
     return contexts[turn, jnp.arange(contexts.shape[1])]
 
 
-def denoiser_of(configs: Configs, params: Any, inputs: Inputs) -> Denoiser:
-    """The guided denoiser of one call."""
+def denoiser_of(configs: Configs, params: Any, inputs: Inputs, wrap: Wrap | None = None) -> Denoiser:
+    """The guided denoiser of one call, wrapped by the caller, and told what is known."""
     unet = module(configs, params, "unet")
     said, start = contexts(configs, params, inputs.texts), inputs.start
     concat = None if start.concat is None else jnp.concatenate([start.concat, start.concat])
@@ -121,12 +123,21 @@ def denoiser_of(configs: Configs, params: Any, inputs: Inputs) -> Denoiser:
         return from_network(lambda x, t: unet(x, t, cond), configs.schedule, dtype)(x, sigma)
 
     guided = cfg(paired(denoise), inputs.guidance, configs.schedule.prediction)
-    return keep_known(guided, start.known, start.mask)
+    wrapped = guided if wrap is None else wrap(guided, inputs.extra)
+    return keep_known(wrapped, start.known, start.mask)
 
 
-@functools.partial(jax.jit, static_argnames=("configs", "sampler", "output", "noise", "progress"))
+@functools.partial(jax.jit, static_argnames=("configs", "sampler", "output", "noise", "wrap", "progress"))
 def draw(
-    params: Any, inputs: Inputs, *, configs: Configs, sampler: str, output: str, noise: str, progress: bool
+    params: Any,
+    inputs: Inputs,
+    *,
+    configs: Configs,
+    sampler: str,
+    output: str,
+    noise: str,
+    wrap: Wrap | None = None,
+    progress: bool = False,
 ) -> tuple[Array, Array, Array]:
     """A whole run -> (pictures [N, H, W, 3] uint8 or latents [N, h, w, Z], latents, whether each is finite [N])."""
     start, shape = inputs.start, inputs.start.latents.shape[1:]
@@ -134,7 +145,7 @@ def draw(
     first = jnp.where(start.given, start.latents, unit_noise(keys, START, shape))
     x = sample(
         SAMPLERS[sampler],
-        denoiser_of(configs, params, inputs),
+        denoiser_of(configs, params, inputs, wrap),
         start.origin + inputs.plan.scale * first,
         inputs.plan,
         noise_at=NOISES[noise](keys, shape, inputs.plan),

@@ -16,6 +16,17 @@ CONFIGS = Configs(
     vae=VAEConfig(channels=(16, 16, 16, 32), blocks=1, groups=8),
     text=TextConfig(width=64, mlp_width=128, layers=2, heads=1),
 )
+LEAST = Configs(
+    unet=UNetConfig(channels=(32,), blocks=1, depth=(1,), middle_depth=0, heads=(2,), context_dim=64),
+    vae=VAEConfig(channels=(8, 8), blocks=1, groups=4, patch=4),
+    text=TextConfig(width=64, mlp_width=64, layers=2, heads=1),
+)
+
+
+@pytest.fixture(scope="session")
+def least() -> Bundle:
+    """As little as has every kind of part, eight pixels to a latent one: for tests of what is around the networks."""
+    return random_bundle(configs=LEAST, size=(64, 48))
 
 
 @pytest.fixture(scope="session")

@@ -132,8 +132,8 @@ def test_negative_prompts_one_for_all_or_one_each(tiny):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_runs(tiny, sampler):
-    z = latents(tiny, sampler=sampler, steps=3)
+def test_every_sampler_runs(least, sampler):
+    z = latents(least, sampler=sampler, steps=3)
     assert np.isfinite(z).all()
     assert z.std() > 0.05
 
@@ -257,64 +257,64 @@ def test_half_precision_weights_draw_nearly_the_same(tiny):
 # ---- prompts ----
 
 
-def test_syntax_is_off_unless_asked_for(tiny):
+def test_syntax_is_off_unless_asked_for(least):
     """Then a plain prompt is the same with it and without, and brackets are letters."""
-    assert np.array_equal(latents(tiny, "a red cube", syntax=True), latents(tiny, "a red cube"))
-    assert not np.array_equal(latents(tiny, "a (red:1.5) cube", syntax=True), latents(tiny, "a red cube"))
+    assert np.array_equal(latents(least, "a red cube", syntax=True), latents(least, "a red cube"))
+    assert not np.array_equal(latents(least, "a (red:1.5) cube", syntax=True), latents(least, "a red cube"))
     with pytest.raises(ValueError, match="has no"):
-        latents(tiny, "a (red cube", syntax=True)
-    latents(tiny, "a (red cube")
+        latents(least, "a (red cube", syntax=True)
+    latents(least, "a (red cube")
 
 
-def test_a_weight_of_one_changes_nothing(tiny):
-    assert np.array_equal(latents(tiny, "a (red:1.0) cube", syntax=True), latents(tiny, "a red cube"))
+def test_a_weight_of_one_changes_nothing(least):
+    assert np.array_equal(latents(least, "a (red:1.0) cube", syntax=True), latents(least, "a red cube"))
 
 
-def test_a_prompt_scheduled_before_the_end_is_the_one_until_there(tiny):
-    scheduled = latents(tiny, "[a cat:a red dog:0.5]", syntax=True, steps=4, spacing="karras")
-    cat, dog = (latents(tiny, text, steps=4, spacing="karras") for text in ("a cat", "a red dog"))
+def test_a_prompt_scheduled_before_the_end_is_the_one_until_there(least):
+    scheduled = latents(least, "[a cat:a red dog:0.5]", syntax=True, steps=4, spacing="karras")
+    cat, dog = (latents(least, text, steps=4, spacing="karras") for text in ("a cat", "a red dog"))
     assert not np.allclose(scheduled, cat, atol=1e-3) and not np.allclose(scheduled, dog, atol=1e-3)
-    always = latents(tiny, "[a cat:a red dog:4]", syntax=True, steps=4, spacing="karras")
+    always = latents(least, "[a cat:a red dog:4]", syntax=True, steps=4, spacing="karras")
     np.testing.assert_allclose(always, cat, rtol=1e-4, atol=1e-5)
-    at_once = latents(tiny, "[a cat:a red dog:0]", syntax=True, steps=4, spacing="karras")
+    at_once = latents(least, "[a cat:a red dog:0]", syntax=True, steps=4, spacing="karras")
     np.testing.assert_allclose(at_once, dog, rtol=1e-4, atol=1e-5)
 
 
-def test_long_prompts_are_read_to_the_end(tiny):
+def test_long_prompts_are_read_to_the_end(least):
     long = "word " * 100
-    one, other = (latents(tiny, long + end, syntax=True) for end in ("red", "blue"))
+    one, other = (latents(least, long + end, syntax=True) for end in ("red", "blue"))
     assert not np.array_equal(one, other)
-    assert np.isfinite(latents(tiny, ["short", long], negative=["n", "x BREAK y"], syntax=True)).all()
+    assert np.isfinite(latents(least, ["short", long], negative=["n", "x BREAK y"], syntax=True)).all()
 
 
-def test_a_context_in_place_of_the_texts(tiny):
-    context = ldm.encode_prompts(tiny, ["a cat", "a dog"], "blurry", clip_skip=1)
+def test_a_context_in_place_of_the_texts(least):
+    context = ldm.encode_prompts(least, ["a cat", "a dog"], "blurry", clip_skip=1)
     assert context.shape == (4, 77, 64) and context.dtype == np.float32
-    wanted = latents(tiny, ["a cat", "a dog"], negative="blurry", clip_skip=1)
-    np.testing.assert_allclose(latents(tiny, ["", ""], context=context), wanted, rtol=1e-4, atol=1e-5)
+    wanted = latents(least, ["a cat", "a dog"], negative="blurry", clip_skip=1)
+    np.testing.assert_allclose(latents(least, ["", ""], context=context), wanted, rtol=1e-4, atol=1e-5)
     each = np.stack([context, context[::-1]])  # one for each of two steps
-    assert not np.allclose(latents(tiny, ["", ""], context=each), wanted, atol=1e-3)
+    assert not np.allclose(latents(least, ["", ""], context=each), wanted, atol=1e-3)
 
 
-def test_guidance_in_an_interval_of_noise(tiny):
-    off = latents(tiny, guidance=ldm.Guidance(9.0, low=100.0, high=200.0))
-    assert np.array_equal(off, latents(tiny, guidance=1.0))
-    everywhere = latents(tiny, guidance=ldm.Guidance(9.0, low=0.0, high=100.0))
-    assert np.array_equal(everywhere, latents(tiny, guidance=9.0))
+def test_guidance_in_an_interval_of_noise(least):
+    off = latents(least, guidance=ldm.Guidance(9.0, low=100.0, high=200.0))
+    assert np.array_equal(off, latents(least, guidance=1.0))
+    everywhere = latents(least, guidance=ldm.Guidance(9.0, low=0.0, high=100.0))
+    assert np.array_equal(everywhere, latents(least, guidance=9.0))
 
 
-def test_noise_of_one_path(tiny):
-    per_step, path = (latents(tiny, sampler="euler_a", noise=noise) for noise in ("steps", "brownian"))
+def test_noise_of_one_path(least):
+    per_step, path = (latents(least, sampler="euler_a", noise=noise) for noise in ("steps", "brownian"))
     assert np.isfinite(path).all() and not np.allclose(per_step, path, atol=1e-2)
-    assert np.array_equal(path, latents(tiny, sampler="euler_a", noise="brownian"))
+    assert np.array_equal(path, latents(least, sampler="euler_a", noise="brownian"))
 
 
-def test_names_of_other_tools(tiny):
-    karras = latents(tiny, sampler="dpmpp_2m", spacing="karras")
-    assert np.array_equal(latents(tiny, sampler="DPM++ 2M Karras"), karras)
+def test_names_of_other_tools(least):
+    karras = latents(least, sampler="dpmpp_2m", spacing="karras")
+    assert np.array_equal(latents(least, sampler="DPM++ 2M Karras"), karras)
 
 
-def test_a_bundles_own_guidance(tiny):
-    own = dataclasses.replace(tiny, guidance=2.0)
-    assert np.array_equal(latents(own), latents(tiny, guidance=2.0))
-    assert np.array_equal(latents(tiny), latents(tiny, guidance=7.5))
+def test_a_bundles_own_guidance(least):
+    own = dataclasses.replace(least, guidance=2.0)
+    assert np.array_equal(latents(own), latents(least, guidance=2.0))
+    assert np.array_equal(latents(least), latents(least, guidance=7.5))

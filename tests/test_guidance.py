@@ -98,3 +98,89 @@ def test_it_is_classifier_guidance_by_bayes(sigma: float):
     for scale in (0.0, 1.0, 7.5):
         wanted = unconditional + scale * sigma**2 * slope
         np.testing.assert_allclose(guidance.guide(unconditional, conditional, scale), wanted, atol=2e-5)
+
+
+# ---- with something else ----
+
+
+def two_classes(x: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x0 of both classes together, x0 of the second, and log p(second | x), for every number of x."""
+    variance = SPREAD**2 + sigma**2
+    logits = -((x[..., None] - MEANS) ** 2) / (2 * variance)
+    each = MEANS + SPREAD**2 / variance * (x[..., None] - MEANS)
+    share = jax.nn.log_softmax(logits)
+    return (jnp.exp(share) * each).sum(-1), each[..., 1], share[..., 1]
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_classifier_guidance_is_classifier_free_guidance_on_the_mixture(scale: float):
+    """As denoisers, at every noise level: the slope of a perfect classifier is the difference of the pair."""
+    log_prob = lambda x, sigma: two_classes(x, sigma)[2].sum(axis=(1, 2, 3))
+    with_classifier = guidance.classifier_guided(lambda x, sigma: two_classes(x, sigma)[0], log_prob, scale)
+    without = guidance.cfg(lambda x, sigma: two_classes(x, sigma)[:2], scale)
+    (noise,) = arrays(1)
+    for sigma in (0.1, 1.0, 5.0):
+        x = noise * (1 + sigma)
+        np.testing.assert_allclose(jax.jit(with_classifier)(x, sigma), without(x, sigma), atol=1e-4)
+
+
+def test_guidance_in_an_interval():
+    negative, positive = arrays(2)
+    g = guidance.Guidance(5.0, low=1.0, high=3.0)
+    run = jax.jit(lambda sigma: guidance.cfg(lambda x, sigma: (negative, positive), g)(negative, sigma))
+    on = guidance.guide(negative, positive, 5.0)
+    for sigma, wanted in ((0.5, positive), (1.0, positive), (1.1, on), (3.0, on), (3.1, positive)):
+        np.testing.assert_allclose(run(sigma), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_rescaling_gives_the_conditional_spread_back(prediction: str):
+    """Of the network's own output: with share 1 exactly, with share 0 nothing changes to the last bit."""
+    x, negative, positive = arrays(3)
+    spread = lambda y: np.asarray(y).std(axis=(1, 2, 3))
+    made = {
+        share: guidance.cfg(lambda x, sigma: (negative, positive), guidance.Guidance(9.0, share), prediction)(x, 2.0)
+        for share in (0.0, 0.5, 1.0)
+    }
+    assert np.array_equal(made[0.0], guidance.guide(negative, positive, 9.0))
+    out = {share: denoiser.output_from_x0(prediction, x0, x, 2.0) for share, x0 in made.items()}
+    wanted = spread(denoiser.output_from_x0(prediction, positive, x, 2.0))
+    np.testing.assert_allclose(spread(out[1.0]), wanted, rtol=1e-4)
+    np.testing.assert_allclose(spread(out[0.5]), (wanted + spread(out[0.0])) / 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_a_networks_output_and_x0_there_and_back(prediction: str):
+    x, x0 = arrays(2)
+    for sigma in (0.05, 1.0, 14.6):
+        output = denoiser.output_from_x0(prediction, x0, sigma * x, sigma)
+        back = denoiser.predict_x0(prediction, output, sigma * x, sigma)
+        np.testing.assert_allclose(back, x0, rtol=1e-4, atol=1e-5 * (1 + sigma))
+
+
+def test_dynamic_thresholding():
+    x0 = jnp.linspace(-4, 4, 2 * 4 * 4 * 3).reshape(SHAPE)
+    clip = lambda share, limit: guidance.dynamic_threshold(lambda x, sigma: x0, share, limit)(x0, 1.0)
+    assert np.array_equal(clip(1.0, 4.0), x0)  # nothing beyond the limit
+    assert float(jnp.abs(clip(1.0, 1.0)).max()) == pytest.approx(1) and float(jnp.abs(clip(0.5, 1.0)).max()) == 1
+    np.testing.assert_allclose(clip(1.0, 2.0)[0], x0[0] * 2 / 4, atol=1e-6)  # all of it shrunk, shape kept
+
+
+def test_only_what_is_perpendicular_of_a_negative_prompt_counts():
+    null, positive, other = arrays(3)
+    perpendicular = lambda negative, weight: guidance.perpendicular_negative(null, positive, negative, 3.0, weight)
+    plain = guidance.guide(null, positive, 3.0)
+    np.testing.assert_allclose(perpendicular(other, 0.0), plain, atol=1e-5)
+    along = null + 0.7 * (positive - null)
+    np.testing.assert_allclose(perpendicular(along, 1.0), plain, atol=1e-5)  # says what the prompt says: no effect
+    moved = perpendicular(other, 1.0) - plain
+    dot = (moved * (positive - null)).sum(axis=(1, 2, 3))
+    assert np.abs(dot).max() < 1e-3 * float(jnp.abs(moved).sum())
+
+
+def test_what_is_known_is_the_prediction():
+    x, x0, known = arrays(3)
+    mask = jnp.zeros((2, 4, 4, 1)).at[:, 1:3].set(1.0)
+    kept = guidance.keep_known(lambda x, sigma: x0, known, mask)(x, 1.0)
+    assert np.array_equal(kept[:, 1:3], x0[:, 1:3]) and np.array_equal(kept[:, 0], known[:, 0])
+    assert np.array_equal(guidance.keep_known(lambda x, sigma: x0, known, jnp.ones_like(mask))(x, 1.0), x0)

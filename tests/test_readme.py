@@ -10,7 +10,7 @@ import ldm
 import weights_convert
 from ldm import cli
 from ldm.samplers import SAMPLERS
-from ldm.schedule import SPACINGS
+from ldm.spacing import SPACINGS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,9 +66,10 @@ def test_the_functions_of_the_page_exist():
 
 
 def test_samplers_and_spacings_are_all_named():
-    text = section("From Python")
-    assert re.search(r"sampler=.*# (.*)", text)[1].split(", ") == list(SAMPLERS)
-    assert re.search(r"spacing=.*# (.*)", text)[1].split(", ") == list(SPACINGS)
+    named = re.findall(r"^\| `(\w+)` \|", section("Samplers"), re.MULTILINE)
+    assert named == [*SAMPLERS, *SPACINGS]
+    calls = re.findall(r"^\| `(\w+)` \| (\d) \|", section("Samplers"), re.MULTILINE)
+    assert {name: int(count) for name, count in calls} == {name: s.calls for name, s in SAMPLERS.items()}
 
 
 def test_the_options_of_the_page_are_those_of_the_program():

@@ -15,6 +15,12 @@ HOLE = np.zeros((48, 64), bool)
 HOLE[13:30, 20:50] = True
 
 
+@pytest.fixture(scope="module")
+def tiny(least):
+    """Networks do not matter here."""
+    return least
+
+
 def draw(bundle, prompts="a cube", **options):
     """A few quick steps on the picture."""
     return ldm.generate(bundle, prompts, **({"steps": 4, "progress": False, "image": PHOTO} | options))

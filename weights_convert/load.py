@@ -32,7 +32,8 @@ def load(
     """Reads a public checkpoint, every tensor of it, into a bundle.
 
     source      a folder of the model hub's layout or of our own, a single ``.safetensors`` or ``.ckpt`` file (told by
-                content, not by name), or a hub id such as "owner/name" where no such path exists
+                content, not by name), a hub id such as "owner/name" where no such path exists, or "toybox", the model
+                that comes with the package
     dtype       "float32", "bfloat16" or "float16": weights are cast once, and the networks compute in it
     config      for a single file: a hub folder whose configurations (not weights) to use, in place of guessing. A file
                 that lies in a hub folder takes that folder's, where they fit
@@ -106,7 +107,9 @@ def _find_in_file(path: Path, config: str | Path | None, prediction: str | None,
 
 
 def located(source: str | Path) -> Path:
-    """The path of a source: itself if it exists, the local copy of a hub id otherwise. Raises ValueError."""
+    """The path of a source: of a packaged model, itself if it exists, or the local copy of a hub id. ValueError."""
+    if str(source) in ldm.bundle.PACKAGED:
+        return ldm.bundle.PACKAGED[str(source)]
     path = Path(os.path.expanduser(source))  # leaves "~nobody" as it is
     if path.exists():
         return path

@@ -15,6 +15,7 @@ The guidance is chosen on prompts of its own. P prompts.
 """
 
 import argparse
+import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import ldm
@@ -32,12 +32,13 @@ from ldm.evaluation.frechet import frechet_distance, moments
 from ldm.models.clip import similarity
 from ldm.toybox import recogniser
 from ldm.toybox.captions import holds, random_prompt
-from ldm.toybox.dataset import Dataset, example, pictures
+from ldm.toybox.dataset import Dataset, Example, example, pictures
 from ldm.toybox.grammar import Meaning
 from ldm.toybox.parsing import parse
 from ldm.toybox.recogniser import Reading, agrees
 from ldm.toybox.sampling import Uniform
 from ldm.toybox.scene import COLOURS, KINDS
+from ldm.toybox.world import to_uint8
 from ldm.training.samples import reconstruct
 
 STREAM, SEED, TRIAL_SEED = 50, 0, 1  # of the prompts' random numbers; of prompts and noise; of those that choose
@@ -94,7 +95,7 @@ def best_guidance(model: Bundle, count: int) -> tuple[float, dict[str, float]]:
 
 def renders_right(count: int, toys: int) -> dict[str, float]:
     """The ceiling: real renders of scenes for which such prompts are true, read by the same instrument."""
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[Meaning, int]] = []
     data = Dataset(seed=11, split="test", toys=toys)
     for index in itertools.count():
         one = example(index, data)
@@ -121,34 +122,34 @@ def _about(scene: Any, meaning: Meaning, toys: int) -> Meaning | None:
 def psnr(model: Bundle, count: int) -> float:
     """dB of fresh renders, two thirds of the toybox's usual mix, through the autoencoder and back."""
     seen = np.asarray(pictures(range(count), Dataset(seed=12, split="test"))["picture"])
-    back = reconstruct(model.configs.vae, model.params["vae"], (seen * 255 + 0.5).astype(np.uint8))[0]
+    back = reconstruct(model.configs.vae, model.params["vae"], to_uint8(seen))[0]
     return round(float(-10 * np.log10(np.mean((back / 255.0 - seen) ** 2))), 2)
 
 
 def retrieval(model: Bundle, groups: int) -> float:
     """Per cent of pictures whose own caption is the nearest of 64, no two of which say the same or are true of both."""
     data, index, hits = Dataset(seed=13, split="test"), 0, []
+    towers = {part: model.params[part] for part in ("text", "image")}
     for _ in range(groups):
-        chosen: list[int] = []
+        chosen: dict[int, Example] = {}
         while len(chosen) < RETRIEVED:
             new = example(index, data)
-            others = [example(i, data) for i in chosen]
-            if not any(holds(parse(o.caption), new.scene) or holds(parse(new.caption), o.scene) for o in others):
-                chosen.append(index)
+            pairs = ((o, new) for o in chosen.values())
+            if not any(holds(parse(a.caption), b.scene) or holds(parse(b.caption), a.scene) for a, b in pairs):
+                chosen[index] = new
             index += 1
         batch = pictures(chosen, data)
         ids = model.tokenizer(batch["caption"])
-        hits.append(
-            np.asarray(_fits(model.configs, model.params, batch["picture"], ids)).argmax(1) == np.arange(RETRIEVED)
-        )
+        fits = _fits(model.configs, towers, batch["picture"], ids)
+        hits.append(np.asarray(fits).argmax(1) == np.arange(RETRIEVED))
     return round(100 * float(np.mean(hits)), 1)
 
 
-def _fits(configs: Any, params: Any, seen: Any, ids: Any) -> jax.Array:
-    run = jax.jit(
-        lambda p, x, i: similarity(module(configs, p, "text")(i).pooled, module(configs, p, "image")(x).pooled)
-    )
-    return run({part: params[part] for part in ("text", "image")}, 2 * jnp.asarray(seen) - 1, ids)
+@functools.partial(jax.jit, static_argnums=0)
+def _fits(configs: Any, towers: Any, seen: Any, ids: Any) -> jax.Array:
+    """[B, B]: how well each picture, in [0, 1], fits each text."""
+    said, shown = module(configs, towers, "text")(ids), module(configs, towers, "image")(2 * seen - 1)
+    return similarity(said.pooled, shown.pooled)
 
 
 def frechet(model: Bundle, count: int, guidance: float) -> dict[str, float]:
@@ -182,10 +183,13 @@ def score(model: Bundle, count: int) -> dict[str, Any]:
 def main() -> None:
     """Prints the table, then the same as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="the folder of a model")
+    parser.add_argument("model", type=Path, help='the folder of a model, or "toybox": the packaged one')
     parser.add_argument("--count", type=int, default=512, help="prompts of each of the two main groups")
+    parser.add_argument("--save", type=Path, metavar="OUT.json", help="a file for the same figures")
     args = parser.parse_args()
     table = score(ldm.load(args.model, "float32"), args.count)
+    if args.save:
+        args.save.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, value in table.items():
         print(f"{name:20s} {value}")
     print(json.dumps(table, ensure_ascii=False))
