@@ -18,6 +18,12 @@ HOLE = np.zeros((48, 64), bool)
 HOLE[13:30, 20:50] = True
 
 
+@pytest.fixture(scope="module")
+def tiny(least):
+    """Networks do not matter here."""
+    return least
+
+
 def draw(bundle: Bundle, prompts="a cube", **options):
     """Two quick steps at a small size."""
     return ldm.generate(bundle, prompts, **({"steps": 2, "size": SIZE, "progress": False} | options))

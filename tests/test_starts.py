@@ -37,9 +37,7 @@ def far(a, b):
 
 
 @pytest.mark.parametrize("sampler", SOME)
-def test_strength_0_is_the_picture_through_the_autoencoder(tiny, sampler):
-    there_and_back = ldm.decode(tiny, ldm.encode(tiny, PHOTO))
-    assert np.array_equal(draw(tiny, strength=0, sampler=sampler), there_and_back)
+def test_strength_0_is_the_picture(tiny, sampler):
     assert np.array_equal(latents(tiny, strength=0, sampler=sampler), ldm.encode(tiny, PHOTO))
 
 

@@ -54,7 +54,7 @@ def test_a_run_is_begun_finished_and_gone_on_with(capsys, tasks: dict, recipe: P
 
 
 def test_ctrl_c_is_told_and_has_its_own_status(capsys, tasks: dict, recipe: Path, tmp_path: Path, monkeypatch):
-    def stopped(*_):
+    def stopped(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ldm.training.loop.train", stopped)
