@@ -151,6 +151,7 @@ def draw(
         noise_at=NOISES[noise](keys, shape, inputs.plan),
         on_step=progress_bar.tick if progress else None,
     )
+    x = start.mask * x + (1 - start.mask) * start.known  # a run may end a little above sigma 0
     result = x if output == "latents" else decode_latents(configs, params, x)
     finite = jnp.isfinite(result).all(axis=(1, 2, 3))
     return (result if output == "latents" else to_uint8(result)), x, finite

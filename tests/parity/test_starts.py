@@ -20,6 +20,7 @@ from .test_pipeline import GUIDANCE, NEGATIVES, NOISE, PROMPTS, SCHEDULERS, bund
 
 __all__ = ["bundles", "home", "pipes"]  # fixtures
 STEPS = 10
+LEADING = {"timestep_spacing": "leading"}  # else each class of scheduler takes a default of its own
 MODULE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_"
 
 
@@ -53,7 +54,7 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 def theirs(pipe: Any, kind: str, sampler: str, **options: Any) -> np.ndarray:
     """The picture of a pipeline of another kind with the parts of ``pipe``."""
     parts = pipe.components | {
-        "scheduler": getattr(oracle.diffusers, SCHEDULERS[sampler]).from_config(pipe.scheduler.config)
+        "scheduler": getattr(oracle.diffusers, SCHEDULERS[sampler]).from_config(pipe.scheduler.config, **LEADING)
     }
     other = getattr(oracle.diffusers, f"StableDiffusion{kind}Pipeline")(**parts, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
@@ -107,7 +108,7 @@ def test_guidance_rescale(family: str, share: float, pipes: dict, bundles: dict)
     numbers = {"steps": STEPS, "negative": NEGATIVES, "latents": NOISE, "progress": False}
     drawn = ldm.generate(bundles[family], PROMPTS, guidance=Guidance(GUIDANCE, rescale=share), **numbers)
     pipe = pipes[family]
-    pipe.scheduler = oracle.diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = oracle.diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **LEADING)
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "negative_prompt": NEGATIVES}
     wanted = layouts.pictures(pipe, PROMPTS, NOISE, guidance_rescale=share, **options)
     equal_pictures(f"{family}, rescale {share}", drawn, wanted)
@@ -138,6 +139,6 @@ def test_more_samplers(sampler: str, pipes: dict, bundles: dict):
     numbers = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVES, "latents": NOISE, "progress": False}
     drawn = ldm.generate(bundles["sd1"], PROMPTS, sampler=sampler, **numbers)
     pipe, (kind, settings) = pipes["sd1"], MORE[sampler]
-    pipe.scheduler = getattr(oracle.diffusers, kind).from_config(pipe.scheduler.config, **settings)
+    pipe.scheduler = getattr(oracle.diffusers, kind).from_config(pipe.scheduler.config, **LEADING, **settings)
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "negative_prompt": NEGATIVES}
     equal_pictures(f"sd1, {sampler}", drawn, layouts.pictures(pipe, PROMPTS, NOISE, **options))
