@@ -14,7 +14,7 @@ from PIL import Image
 from ldm.toybox import recogniser
 from ldm.toybox.parsing import parse
 
-FEWEST_COLOURS = 300
+FEWEST_COLOURS = 1000
 
 
 def check(path: str, size: tuple[int, int], prompt: str) -> str:
