@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 from ldm.bundle import Bundle, Configs
@@ -21,6 +22,13 @@ LEAST = Configs(
     vae=VAEConfig(channels=(8, 8), blocks=1, groups=4, patch=4),
     text=TextConfig(width=64, mlp_width=64, layers=2, heads=1),
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Most programs here run once, for less time than XLA would take to make them fast. ``optimised`` marks the others,
+    and those of which bits are compared."""
+    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimised") is None)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,12 @@
 
 import numpy as np
 
+PHOTO = (np.random.default_rng(3).random((6, 8, 3)).repeat(8, 0).repeat(8, 1) * 255).astype(np.uint8)
+"""Blocks of colour, [48, 64, 3]: the least that a run can start from."""
+HOLE = np.zeros((48, 64), bool)
+"""A mask for it that begins and ends inside of latent pixels."""
+HOLE[13:30, 20:50] = True
+
 
 def fractal_noise(generator: np.random.Generator, side: int, power: float) -> np.ndarray:
     """[side, side] noise of unit variance whose amplitude falls as frequency^-power, as in photographs."""

@@ -12,6 +12,8 @@ from ldm.conditioning import Conditioning
 from ldm.models.layers import bind, init, shapes
 from ldm.models.unet import UNet, UNetConfig
 
+pytestmark = pytest.mark.optimised
+
 TINY = ControlNetConfig(
     UNetConfig(channels=(32, 64), depth=(1, 0), heads=(4, 4), context_dim=24, groups=8), widths=(4, 8, 8, 8)
 )

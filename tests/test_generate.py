@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from pictures import HOLE, PHOTO
 
 import ldm
 from ldm.bundle import Bundle, Configs
@@ -13,9 +14,6 @@ from ldm.models.taesd import TinyVAE, TinyVAEConfig
 from ldm.samplers import SAMPLERS
 
 SIZE = (64, 48)
-PHOTO = (np.random.default_rng(3).random((6, 8, 3)).repeat(8, 0).repeat(8, 1) * 255).astype(np.uint8)
-HOLE = np.zeros((48, 64), bool)
-HOLE[13:30, 20:50] = True
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +98,7 @@ def test_decoding_the_latents_gives_the_picture(tiny):
     assert np.abs(difference).max() <= 1
 
 
+@pytest.mark.optimised
 def test_a_picture_is_the_same_alone_and_in_a_batch(tiny):
     together = latents(tiny, ["a", "b"], sampler="euler_a", steps=3)
     alone = latents(tiny, ["a"], sampler="euler_a", steps=3)
@@ -107,6 +106,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(tiny):
     assert not np.allclose(together[1], together[0], atol=0.1)
 
 
+@pytest.mark.optimised
 def test_the_same_seed_gives_the_same_picture(tiny):
     assert np.array_equal(draw(tiny, seed=3), draw(tiny, seed=3))
 
@@ -117,10 +117,12 @@ def test_given_noise_stands_in_for_the_seed(tiny):
     assert np.array_equal(given, latents(tiny, latents=unit_noise(), size=None))
 
 
+@pytest.mark.optimised
 def test_guidance_one_ignores_the_negative_prompt(tiny):
     assert np.array_equal(latents(tiny, guidance=1.0, negative="x"), latents(tiny, guidance=1.0, negative="y"))
 
 
+@pytest.mark.optimised
 def test_guidance_zero_ignores_the_prompt(tiny):
     assert np.array_equal(latents(tiny, "x", guidance=0.0), latents(tiny, "y", guidance=0.0))
 

@@ -11,6 +11,8 @@ from closed_forms import SD, distance, gaussian
 from ldm import samplers, spacing
 from ldm.samplers.noise import brownian
 
+pytestmark = pytest.mark.optimised
+
 SHAPE = (32, 32, 4)
 
 

@@ -15,6 +15,8 @@ from ldm.toybox.sampling import random_scene
 from ldm.toybox.scene import HEAD, RADIUS, is_held_out
 from ldm.toybox.sheets import GAP, LINE, MARGIN, grid, showcase
 
+pytestmark = pytest.mark.optimised
+
 
 def run(capsys, *argv):
     """(status, standard output, standard error) of one command."""

@@ -20,6 +20,8 @@ from ldm.training.cache import keep_latents, kept
 from ldm.training.data import Tokens
 from ldm.training.toybox_data import ToyboxData, ToyboxSource, draw, facts, keep_scenes, scenes_of
 
+pytestmark = pytest.mark.optimised
+
 DATA = ToyboxData(count=70, size=8, samples=1)
 TOKENS = Tokens(Tokenizer.clip(), 40)
 VAE_CONFIG = VAEConfig(channels=(4, 4), blocks=1, groups=2)

@@ -20,6 +20,8 @@ from ldm.toybox.scene import HEAD, KINDS, is_held_out, take
 from ldm.toybox.truth import Truth
 from ldm.toybox.world import truths
 
+pytestmark = pytest.mark.optimised
+
 SMALL = Dataset(seed=3, size=32)
 B, N = 8, 13  # examples in a batch, for which programs are compiled once; in a folder: one batch and a part
 

@@ -16,6 +16,8 @@ from ldm.toybox.parsing import parse
 from ldm.toybox.recipe import score, ship
 from ldm.toybox.recipe.gallery import PROMPTS
 
+pytestmark = pytest.mark.optimised
+
 FOLDER = PACKAGED["toybox"]
 CARD = (FOLDER.parent / "MODEL_CARD.md").read_text(encoding="utf-8")
 FIGURES = json.loads((FOLDER.parent / "score.json").read_text(encoding="utf-8"))

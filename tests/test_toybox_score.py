@@ -1,12 +1,15 @@
 """The scores of a model: what counts as right, on readings that are written down."""
 
 import numpy as np
+import pytest
 
 from ldm.toybox.parsing import parse
 from ldm.toybox.recipe import score
 from ldm.toybox.recogniser import Reading, Sighting
 from ldm.toybox.sampling import random_scene
 from ldm.toybox.scene import COLOURS, KINDS
+
+pytestmark = pytest.mark.optimised
 
 
 def seen(*toys: tuple[str, str, float], readable: bool = True) -> Reading:

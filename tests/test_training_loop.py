@@ -23,6 +23,8 @@ from ldm.training.loop import check_out, train
 from ldm.training.optimiser import make
 from ldm.training.step import start
 
+pytestmark = pytest.mark.optimised
+
 KILLS = int(os.environ.get("LDM_KILLS", "3"))
 STEPS = 40 if KILLS <= 3 else 20 * KILLS
 PROGRAM = Path(__file__).with_name("tiny_training.py")

@@ -124,15 +124,15 @@ def test_the_classifier_learns_from_scenes_with_one_toy(place, data, vae):
     assert {"kind_accuracy", "colour_accuracy"} <= set(json.loads(lines[-1]))
 
 
-def test_a_converted_stable_diffusion_is_tuned_on_a_folder(place, tiny):
+def test_a_converted_stable_diffusion_is_tuned_on_a_folder(place, least):
     """The same command on a base of the public layout's family and on an image folder; a part of the layers."""
-    save(tiny, place / "sd")
+    save(least, place / "sd")
     write_folder(place / "toys", 4, Dataset(size=32, samples=1))
     folder = {"path": str(place / "toys"), "size": 32}
     made = ldm.load(run("unet", place / "tuned", base=str(place / "sd"), data=folder, batch=2, layers=["decoder"]))
-    for name, array in tiny.params["unet"].items():
+    for name, array in least.params["unet"].items():
         assert np.array_equal(array, made.params["unet"][name]) == ("decoder" not in name), name
-    assert made.configs == tiny.configs and made.size == tiny.size
+    assert made.configs == least.configs and made.size == least.size
 
 
 REFUSED = {

@@ -62,15 +62,15 @@ def null_text(
     plan = rising_plan(bundle.configs.schedule, "leading", steps)
     rising = np.asarray(plan.levels)[: steps + 1]
     rate = np.float32(number("learning_rate", learning_rate))
-    params, rounds = {"unet": bundle.params["unet"]}, whole("iterations", iterations, 0, 10_000)
+    params, rounds = {"unet": bundle.params["unet"]}, np.int32(whole("iterations", iterations, 0, 10_000))
     noise, nulls = _learn(params, z, context, rising, guidance, rate, rounds, configs=bundle.configs)
     spoken = np.broadcast_to(context[len(prompts) :], (steps, *context[len(prompts) :].shape))
     return NullText(np.asarray(noise), np.concatenate([np.asarray(nulls, np.float32), spoken], axis=1))
 
 
-@functools.partial(jax.jit, static_argnames=("configs", "rounds"))
+@functools.partial(jax.jit, static_argnames=("configs",))
 def _learn(
-    params: Any, z: Array, context: Array, rising: Array, scale: Array, rate: Array, rounds: int, *, configs: Configs
+    params: Any, z: Array, context: Array, rising: Array, scale: Array, rate: Array, rounds: Array, *, configs: Configs
 ) -> tuple[Array, Array]:
     """-> unit noise [N, h, w, Z], and the contexts of nothing [n, N, S, E], in the order of sampling."""
     unet = module(configs, params, "unet")
@@ -101,7 +101,7 @@ def _learn(
     return to_variance_preserving(top, rising[-1]), nulls
 
 
-def _descend(loss: Any, null: Array, optimiser: Any, rounds: int, enough: Array) -> Array:
+def _descend(loss: Any, null: Array, optimiser: Any, rounds: Array, enough: Array) -> Array:
     """``null`` after ``rounds`` steps, which stand still once the loss is below ``enough``."""
 
     def go(_: int, carry: tuple) -> tuple:

@@ -20,7 +20,8 @@ def required() -> bool:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Warnings are errors in this project, but not those that come from the oracles' own code."""
+    """Programs as users run them. Warnings are errors in this project, but not those of the oracles' own code."""
+    item.add_marker(pytest.mark.optimised)
     item.add_marker(pytest.mark.filterwarnings(rf"ignore:::({ORACLES})(\.|$)"))
 
 

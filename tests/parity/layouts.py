@@ -7,6 +7,7 @@ Sources: the key lists of the public releases; ``diffusers.loaders.single_file_u
 """
 
 import gzip
+import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterable
@@ -201,6 +202,14 @@ SCHEDULE = {
     "clip_sample": False,
 }
 PREDICTION, PAD = {"sd1": "epsilon", "sd2": "v_prediction"}, {"sd1": "<|endoftext|>", "sd2": "!"}
+
+
+def scheduler(pipe: Any, kind: str, timestep_spacing: str = "leading", **settings: Any) -> Any:
+    """One of diffusers' schedulers for a pipeline of ours, anew: ``from_config`` keeps what earlier ones had."""
+    settings |= {"prediction_type": pipe.scheduler.config.prediction_type, "timestep_spacing": timestep_spacing}
+    made = getattr(oracle.diffusers, kind)
+    known = inspect.signature(made.__init__).parameters
+    return made(**{name: value for name, value in SCHEDULE.items() if name in known}, **settings)
 
 
 def pipeline(

@@ -68,8 +68,7 @@ def both(pipe: Any, bundle: ldm.Bundle, sampler: str = "ddim", spacing: str = "l
     words = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVES, "clip_skip": 0} | options
     prompts = words.pop("prompts", PROMPTS)
     drawn = ldm.generate(bundle, prompts, sampler=sampler, spacing=spacing, latents=NOISE, progress=False, **words)
-    scheduler = getattr(oracle.diffusers, SCHEDULERS[sampler])
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
+    pipe.scheduler = layouts.scheduler(pipe, SCHEDULERS[sampler], spacing)
     negative = words["negative"]
     named = {
         "num_inference_steps": words["steps"],

@@ -20,7 +20,6 @@ from .test_pipeline import GUIDANCE, NEGATIVES, NOISE, PROMPTS, SCHEDULERS, bund
 
 __all__ = ["bundles", "home", "pipes"]  # fixtures
 STEPS = 10
-LEADING = {"timestep_spacing": "leading"}  # else each class of scheduler takes a default of its own
 MODULE = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_"
 
 
@@ -53,9 +52,7 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def theirs(pipe: Any, kind: str, sampler: str, **options: Any) -> np.ndarray:
     """The picture of a pipeline of another kind with the parts of ``pipe``."""
-    parts = pipe.components | {
-        "scheduler": getattr(oracle.diffusers, SCHEDULERS[sampler]).from_config(pipe.scheduler.config, **LEADING)
-    }
+    parts = pipe.components | {"scheduler": layouts.scheduler(pipe, SCHEDULERS[sampler])}
     other = getattr(oracle.diffusers, f"StableDiffusion{kind}Pipeline")(**parts, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     images = [Image.fromarray(picture) for picture in photographs()]
@@ -108,7 +105,7 @@ def test_guidance_rescale(family: str, share: float, pipes: dict, bundles: dict)
     numbers = {"steps": STEPS, "negative": NEGATIVES, "latents": NOISE, "progress": False}
     drawn = ldm.generate(bundles[family], PROMPTS, guidance=Guidance(GUIDANCE, rescale=share), **numbers)
     pipe = pipes[family]
-    pipe.scheduler = oracle.diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **LEADING)
+    pipe.scheduler = layouts.scheduler(pipe, "DDIMScheduler")
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "negative_prompt": NEGATIVES}
     wanted = layouts.pictures(pipe, PROMPTS, NOISE, guidance_rescale=share, **options)
     equal_pictures(f"{family}, rescale {share}", drawn, wanted)
@@ -122,8 +119,8 @@ KARRAS = {"euler": "EulerDiscreteScheduler", "lms": "LMSDiscreteScheduler", "heu
 def test_karras_levels(family: str, sampler: str, pipes: dict, bundles: dict):
     numbers = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVES, "latents": NOISE, "progress": False}
     drawn = ldm.generate(bundles[family], PROMPTS, sampler=sampler, spacing="karras", **numbers)
-    pipe, settings = pipes[family], {"use_karras_sigmas": True, "timestep_spacing": "linspace"}
-    pipe.scheduler = getattr(oracle.diffusers, KARRAS[sampler]).from_config(pipe.scheduler.config, **settings)
+    pipe = pipes[family]
+    pipe.scheduler = layouts.scheduler(pipe, KARRAS[sampler], "linspace", use_karras_sigmas=True)
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "negative_prompt": NEGATIVES}
     equal_pictures(f"{family}, {sampler} karras", drawn, layouts.pictures(pipe, PROMPTS, NOISE, **options))
 
@@ -139,6 +136,6 @@ def test_more_samplers(sampler: str, pipes: dict, bundles: dict):
     numbers = {"steps": STEPS, "guidance": GUIDANCE, "negative": NEGATIVES, "latents": NOISE, "progress": False}
     drawn = ldm.generate(bundles["sd1"], PROMPTS, sampler=sampler, **numbers)
     pipe, (kind, settings) = pipes["sd1"], MORE[sampler]
-    pipe.scheduler = getattr(oracle.diffusers, kind).from_config(pipe.scheduler.config, **LEADING, **settings)
+    pipe.scheduler = layouts.scheduler(pipe, kind, **settings)
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "negative_prompt": NEGATIVES}
     equal_pictures(f"sd1, {sampler}", drawn, layouts.pictures(pipe, PROMPTS, NOISE, **options))
