@@ -24,11 +24,18 @@ LEAST = Configs(
 )
 
 
+QUICK = pytest.StashKey[bool]()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Most programs here run once, for less time than XLA would take to make them fast. ``optimised`` marks the others,
-    and those of which bits are compared."""
-    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimised") is None)
+    """Most programs here run once, for less time than XLA would take to make them fast. Files of others, and those in
+    which bits are compared, are marked ``optimised``."""
+    quick = item.get_closest_marker("optimised") is None
+    if item.config.stash.get(QUICK, None) != quick:
+        item.config.stash[QUICK] = quick
+        jax.config.update("jax_disable_most_optimizations", quick)
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ They print one line of JSON, which test_sharding.py looks at. The number of devi
 ``XLA_FLAGS=--xla_force_host_platform_device_count=8``.
 """
 
+import functools
 import json
 import re
 import sys
@@ -14,21 +15,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from closed_forms import mixture
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from ldm import program
 from ldm.bundle import Configs
 from ldm.conditioning import Conditioning
+from ldm.guidance import keep_known
 from ldm.inputs import guidance_of, plain_texts
 from ldm.models.autoencoder import VAEConfig
 from ldm.models.layers import bind, init
 from ldm.models.text import TextConfig
 from ldm.models.unet import UNet, UNetConfig
 from ldm.program import Inputs
-from ldm.samplers import make_plan
+from ldm.samplers import (
+    SAMPLERS,
+    START,
+    Plan,
+    brownian_noise,
+    image_keys,
+    make_plan,
+    noise_per_step,
+    sample,
+    unit_noise,
+)
 from ldm.schedule import NoiseSchedule
-from ldm.starts import start_of
+from ldm.starts import Picture, start_of
 from ldm.training.losses import DiffusionOptions, denoising_loss
 from ldm.training.optimiser import OptimiserConfig, make
 from ldm.training.sharding import distributed, make_mesh, replicate, shard_batch, shard_state
@@ -146,27 +159,78 @@ def lines() -> dict[str, Any]:
     return report
 
 
-def sampler() -> tuple[Any, dict, Inputs, dict]:
+PHOTO = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
+HOLE = np.zeros((16, 16), bool)
+HOLE[:8] = True
+
+
+def sampler(picture: Picture | None = None) -> tuple[Any, dict, Inputs, dict]:
     """``ldm.generate``'s program, and parameters, inputs and static arguments for a tiny model and eight pictures."""
     bundle = random_bundle(configs=TINY, size=(16, 16))
-    plan = make_plan(TINY.schedule, "euler_a", "leading", 3)
+    plan = make_plan(TINY.schedule, "euler_a", "leading", 3, strength=picture and picture.strength)
     said = plain_texts(bundle, [""] * 8 + [f"{n} dogs" for n in range(8)], 0)
-    begin = start_of(bundle, 8, None, None, None, None)
+    begin = start_of(bundle, 8, None, picture, None, None)
     inputs = Inputs(said, begin, guidance_of(bundle, 5.0), np.uint32(3), np.arange(8, dtype=np.int32), plan)
     static = {"configs": TINY, "sampler": "euler_a", "output": "latents", "noise": "steps", "progress": False}
     return program.draw, dict(bundle.params), inputs, static
 
 
 def sampling() -> dict[str, Any]:
-    """Sampling with the pictures over eight devices, against one device."""
-    run, params, inputs, static = sampler()
-    alone = run(params, inputs, **static)[0]
-    mesh = make_mesh()
-    everywhere = replicate(mesh, inputs)
-    rows = {name: shard_batch(mesh, getattr(inputs.start, name)) for name in ("latents", "origin", "known", "mask")}
-    cut = everywhere._replace(start=everywhere.start._replace(**rows), indices=shard_batch(mesh, inputs.indices))
-    pictures = run(replicate(mesh, params), cut, **static)[0]
-    return {"difference": farthest(pictures, alone), "share": share(pictures), "size": float(np.std(alone))}
+    """Pictures over eight devices against one device: from noise, from a picture, from a picture with a hole."""
+    mesh, reports = make_mesh(), {}
+    holes = np.stack([np.roll(HOLE, n, axis=0) for n in range(8)])
+    pictures = {"noise": None, "image": Picture(PHOTO, None, 0.7), "hole": Picture(PHOTO, holes, 0.7)}
+    for name, picture in pictures.items():
+        run, params, inputs, static = sampler(picture)
+        alone = run(params, inputs, **static)[0]
+        everywhere = replicate(mesh, inputs)
+        rows = {key: shard_batch(mesh, getattr(inputs.start, key)) for key in ("latents", "origin", "known", "mask")}
+        cut = everywhere._replace(start=everywhere.start._replace(**rows), indices=shard_batch(mesh, inputs.indices))
+        latents = run(replicate(mesh, params), cut, **static)[0]
+        outside = np.broadcast_to(np.asarray(inputs.start.mask) == 0, alone.shape)
+        reports[name] = {
+            "difference": farthest(latents, alone),
+            "share": share(latents),
+            "size": float(np.std(alone)),
+            "kept": int(outside.sum()),
+            "outside": bool((np.asarray(latents) == np.asarray(alone))[outside].all()),
+        }
+    return reports
+
+
+def randomness() -> dict[str, Any]:
+    """Of every sampler with noise, and of the noise itself, over eight devices against one.
+
+    On a mixture of Gaussians; with a part that is known, as in inpainting.
+    """
+    mesh, reports = make_mesh(), {}
+    shape, indices = (8, 8, 2), np.arange(8, dtype=np.int32)
+    known = np.random.default_rng(1).standard_normal((8, *shape), np.float32)
+    mask = (np.arange(8) < 4).astype(np.float32)[None, :, None, None]
+    ways = {"steps": lambda keys, plan: noise_per_step(keys, shape), "brownian": None}
+    ways["brownian"] = lambda keys, plan: brownian_noise(keys, shape, plan.levels[0])
+
+    def images(numbers: jax.Array, kept: jax.Array, plan: Plan, name: str, way: str) -> tuple[jax.Array, jax.Array]:
+        keys = image_keys(5, numbers)
+        noise_at, start = ways[way](keys, plan), unit_noise(keys, START, shape)
+        fresh = noise_at(1, 0, plan.levels[1], plan.levels[2])
+        held = keep_known(mixture, kept, mask)
+        return jnp.stack([start, fresh], 1), sample(SAMPLERS[name], held, plan.scale * start, plan, noise_at)
+
+    noisy = [name for name, sampler in SAMPLERS.items() if sampler.eta is not None or name in ("ddpm", "lcm")]
+    for name in noisy:
+        for way in ways if name in ("dpmpp_sde", "dpmpp_2m_sde") else ("steps",):
+            plan = make_plan(NoiseSchedule(), name, "karras", 6, eta=None if SAMPLERS[name].eta is None else 1.0)
+            run = jax.jit(functools.partial(images, name=name, way=way))
+            noise, one = run(indices, known, plan)
+            cut_noise, cut = run(*shard_batch(mesh, (indices, known)), replicate(mesh, plan))
+            reports[f"{name}, {way}"] = {
+                "bits": np.array_equal(noise, cut_noise),
+                "difference": farthest(cut, one),
+                "share": share(cut),
+                "size": float(np.std(one)),
+            }
+    return reports
 
 
 def together(coordinator: str, processes: str, process: str) -> dict[str, Any]:

@@ -98,35 +98,6 @@ def test_decoding_the_latents_gives_the_picture(tiny):
     assert np.abs(difference).max() <= 1
 
 
-@pytest.mark.optimised
-def test_a_picture_is_the_same_alone_and_in_a_batch(tiny):
-    together = latents(tiny, ["a", "b"], sampler="euler_a", steps=3)
-    alone = latents(tiny, ["a"], sampler="euler_a", steps=3)
-    np.testing.assert_allclose(together[0], alone[0], rtol=1e-3, atol=1e-4)
-    assert not np.allclose(together[1], together[0], atol=0.1)
-
-
-@pytest.mark.optimised
-def test_the_same_seed_gives_the_same_picture(tiny):
-    assert np.array_equal(draw(tiny, seed=3), draw(tiny, seed=3))
-
-
-def test_given_noise_stands_in_for_the_seed(tiny):
-    given = latents(tiny, latents=unit_noise())
-    assert np.array_equal(given, latents(tiny, latents=unit_noise(), seed=99))
-    assert np.array_equal(given, latents(tiny, latents=unit_noise(), size=None))
-
-
-@pytest.mark.optimised
-def test_guidance_one_ignores_the_negative_prompt(tiny):
-    assert np.array_equal(latents(tiny, guidance=1.0, negative="x"), latents(tiny, guidance=1.0, negative="y"))
-
-
-@pytest.mark.optimised
-def test_guidance_zero_ignores_the_prompt(tiny):
-    assert np.array_equal(latents(tiny, "x", guidance=0.0), latents(tiny, "y", guidance=0.0))
-
-
 def test_a_negative_prompt_equal_to_the_prompt_is_no_guidance(tiny):
     a, b = (latents(tiny, "x", negative="x", guidance=g) for g in (1.0, 9.0))
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)

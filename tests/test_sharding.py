@@ -86,9 +86,20 @@ def test_every_mesh_trains_alike_and_compiles_once():
 
 
 def test_pictures_are_the_same_over_eight_devices():
-    sampled = report(begin("sampling"))
-    assert sampled["difference"] < 1e-4 and sampled["size"] > 0.1
-    assert sampled["share"] == 1 / 8, "one picture on each"
+    """From noise, from a picture, and from a picture with a hole, outside of which not a bit moves."""
+    for name, sampled in report(begin("sampling")).items():
+        assert sampled["difference"] < 1e-4 and sampled["size"] > 0.1, name
+        assert sampled["share"] == 1 / 8, "one picture on each"
+        assert sampled["outside"] and (sampled["kept"] > 0) == (name == "hole")
+
+
+def test_every_stochastic_sampler_draws_the_same_over_eight_devices():
+    """Its noise to the bit, per step and along a Brownian path; with a part that is known."""
+    reports = report(begin("randomness"))
+    assert {name.split(",")[0] for name in reports} >= {"ddim", "ddpm", "lcm", "euler_a", "dpm2_a", "dpmpp_2s_a"}
+    for name, sampled in reports.items():
+        assert sampled["bits"] and sampled["difference"] < 1e-5 and sampled["size"] > 0.1, name
+        assert sampled["share"] == 1 / 8
 
 
 # ---- two processes ----

@@ -34,7 +34,6 @@ def far(a, b):
     return float(np.sqrt(np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2)))
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize("sampler", SOME)
 def test_strength_0_is_the_picture(tiny, sampler):
     assert np.array_equal(latents(tiny, strength=0, sampler=sampler), ldm.encode(tiny, PHOTO))
@@ -63,7 +62,6 @@ def test_strength_counts_steps_rounded_down(tiny):
     assert not np.array_equal(same[0], latents(tiny, strength=0.75, steps=4))
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize("sampler", SOME)
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_outside_of_the_mask_nothing_moves(tiny, sampler, strength):
@@ -93,7 +91,6 @@ def test_what_the_hole_held_does_not_matter_at_full_strength(tiny):
     assert start(PHOTO).known[0][~inside].any()
 
 
-@pytest.mark.optimised
 def test_an_empty_mask_paints_nothing_and_a_full_one_everything(tiny):
     assert np.array_equal(draw(tiny, mask=np.zeros_like(HOLE))[0], PHOTO)
     full = draw(tiny, mask=np.ones_like(HOLE))
