@@ -70,7 +70,7 @@ def brownian(key: Array, time: Array, shape: tuple[int, ...]) -> Array:
         inner = jnp.where(right, middle, low), jnp.where(right, high, middle)
         return jnp.where(right, left + width / 2, left), width / 2, *inner, 2 * node + right.astype(jnp.uint32)
 
-    start = (jnp.float32(0), jnp.float32(1), jnp.zeros(shape), draw(jnp.uint32(0)), jnp.uint32(1))
+    start = (jnp.float32(0), jnp.float32(1), jnp.zeros(shape, jnp.float32), draw(jnp.uint32(0)), jnp.uint32(1))
     left, width, low, high, node = jax.lax.fori_loop(0, DEPTH, halve, start)
     share = (time - left) / width
     bridge = jnp.sqrt(width * share * (1 - share)) * draw(node)

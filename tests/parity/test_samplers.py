@@ -1,4 +1,4 @@
-"""Samplers, levels and the wrapping of a network, against diffusers' schedulers and k-diffusion.
+"""Samplers and the wrapping of a network, against diffusers' schedulers and k-diffusion.
 
 Both sides integrate one toy network, written twice, from the same unit noise and with the same noise at every step, so
 they differ by float32 rounding alone: 1e-5 relative. The oracles compute alpha_bar and 1 - alpha_bar in float32, which
@@ -158,29 +158,6 @@ def test_diffusers_zero_terminal_snr(name: str, monkeypatch: pytest.MonkeyPatch)
     oracle.agree(f"{name} zero terminal snr", ours(name, "trailing", 20, numbers), wanted, LIMIT)
 
 
-@pytest.mark.parametrize("betas", schedule.BETAS)
-@pytest.mark.parametrize("zero", [False, True])
-def test_diffusers_alpha_bars(betas: str, zero: bool):
-    numbers = dataclasses.replace(SD, betas=betas, zero_terminal_snr=zero)
-    scheduler = oracle.diffusers.EulerDiscreteScheduler(
-        beta_start=SD.beta_start, beta_end=SD.beta_end, beta_schedule=betas, rescale_betas_zero_snr=zero
-    )
-    oracle.agree(f"alpha_bars {betas} {zero}", schedule.alpha_bars(numbers), scheduler.alphas_cumprod.numpy(), LIMIT)
-
-
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m"])
-def test_diffusers_timesteps_of_every_number_of_steps(name: str, spacing: str):
-    """Equal for all n but its degenerate ends, and where its "trailing" adds a timestep -1 (62 of the n)."""
-    scheduler, convention, different = scheduler_of(name, spacing, SD), spacings.CONVENTIONS[name], []
-    for steps in range(1, 1001):
-        scheduler.set_timesteps(steps)
-        wanted = scheduler.timesteps.numpy()
-        if not np.allclose(spacings.timesteps(SD, convention, spacing, steps), wanted[:steps], atol=1e-3):
-            different.append(steps)
-    assert set(different) <= {1, 999, 1000}
-
-
 # ---- k-diffusion ----
 
 
@@ -201,27 +178,12 @@ def test_k_diffusion_denoiser(prediction: str):
         oracle.agree(f"denoiser {prediction} at {sigma}", denoise(x * sigma, sigma), wanted, LIMIT)
 
 
-def test_k_diffusion_between_sigma_and_t():
-    torch, theirs = oracle.torch, k_denoiser("epsilon")
-    t = np.linspace(0, 999, 4001, dtype=np.float32)
-    oracle.agree("sigma_at", schedule.sigma_at(SD, t), theirs.t_to_sigma(torch.tensor(t)).numpy(), LIMIT)
-    sigma = np.geomspace(0.02, 20, 4001).astype(np.float32)
-    oracle.agree("t_at", schedule.t_at(SD, sigma), theirs.sigma_to_t(torch.tensor(sigma)).numpy(), LIMIT)
-
-
 def k_levels(spacing: str, steps: int) -> Any:
     """k-diffusion's levels: a torch tensor [steps+1]."""
     if spacing == "uniform":
         return k_denoiser("epsilon").get_sigmas(steps)
     lowest, *_, highest = schedule.noise_levels(SD)
     return oracle.import_k_diffusion().get_sigmas_karras(steps, lowest, highest)
-
-
-@pytest.mark.parametrize("spacing", ["uniform", "karras"])
-def test_k_diffusion_levels(spacing: str):
-    for steps in (1, 2, 10, 333, 1000):
-        wanted = k_levels(spacing, steps).numpy()
-        oracle.agree(f"levels {spacing} {steps}", spacings.levels(SD, "euler", spacing, steps), wanted, LIMIT)
 
 
 STOCHASTIC = ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
@@ -294,26 +256,7 @@ def test_k_diffusion_in_float64(name: str, eta: float | None):
         oracle.agree(f"k-diffusion float64 {name} {eta}", result, wanted, 1e-11)
 
 
-@pytest.mark.parametrize("spacing", ["exponential", "sgm_uniform"])
-def test_k_diffusion_more_levels(spacing: str):
-    lowest, *_, highest = schedule.noise_levels(SD)
-    for steps in (1, 2, 10, 333):
-        if spacing == "exponential":
-            wanted = oracle.import_k_diffusion().get_sigmas_exponential(steps, lowest, highest)
-        else:  # the graphical tools' own definition, on k-diffusion's t_to_sigma
-            t = oracle.torch.linspace(999, 0, steps + 1)[:-1]
-            wanted = oracle.torch.cat([k_denoiser("epsilon").t_to_sigma(t), oracle.torch.zeros(1)])
-        oracle.agree(f"{spacing} {steps}", spacings.levels(SD, "euler", spacing, steps), wanted.numpy(), 1e-6)
-
-
 # ---- the rest of diffusers ----
-
-
-def test_diffusers_published_tables():
-    tables = oracle.diffusers.schedulers.AysSchedules
-    for ours_name, theirs_name in {"ays": "StableDiffusionSigmas", "ays_xl": "StableDiffusionXLSigmas"}.items():
-        wanted = np.array(tables[theirs_name])
-        oracle.agree(ours_name, spacings.levels(SD, "euler", ours_name, 10), wanted, 1e-6)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
