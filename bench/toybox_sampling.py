@@ -7,7 +7,9 @@
 Three seeds each; figures are means, and after ± half the range over the seeds.
 
     accuracy      share of pictures with every kind, colour and relation right
-    diversity     mean distance of a picture's features (the recogniser's) from the mean of its prompt's pictures, as a
+    diversity     entropy of what the prompt leaves open and the recogniser reads: size, material, left or right, front
+                  or back; in bits, of 4 that are possible
+    spread        mean distance of a picture's features (the recogniser's) from the mean of its prompt's pictures, as a
                   share of the same in renders of scenes that the prompts are true of
     closeness     PSNR to the picture that img2img started from, dB
 """
@@ -56,9 +58,9 @@ def spread(seen: np.ndarray) -> float:
     return float(np.linalg.norm(features - features.mean(1, keepdims=True), axis=-1).mean())
 
 
-def said(value: list[float]) -> str:
+def said(value: list[float], digits: int = 1) -> str:
     """Mean ± half the range."""
-    return f"{np.mean(value):6.1f} ± {np.ptp(value) / 2:4.1f}"
+    return f"{np.mean(value):6.{digits}f} ± {np.ptp(value) / 2:4.{digits}f}"
 
 
 def renders(seed: int) -> np.ndarray:
@@ -73,24 +75,37 @@ def renders(seed: int) -> np.ndarray:
     return np.asarray(world.render(stack(scenes), 64))
 
 
+def entropy(seen: np.ndarray, depth: float) -> float:
+    """Bits of size, material, left or right, before or behind ``depth``, of each picture's first toy, summed: 0..4."""
+    toys = [reading.toys[0] for reading in recogniser.read(seen) if reading.toys]
+    left_open = [[toy.size > 0, toy.material > 0, toy.column > 0.5, toy.depth > depth] for toy in toys]
+    rates = np.mean(left_open, axis=0).clip(1e-9, 1 - 1e-9)
+    return float(-(rates * np.log2(rates) + (1 - rates) * np.log2(1 - rates)).sum())
+
+
 def guidance(model: Bundle, axes: Callable) -> None:
     """Accuracy and diversity by scale."""
     prompts = [text for text in PROMPTS for _ in range(EACH)]
-    real = np.mean([spread(renders(seed)) for seed in SEEDS])
-    right, wide = [], []
-    print("scale        accuracy %      diversity %")
+    drawn = [renders(seed) for seed in SEEDS]
+    depth = np.median([reading.toys[0].depth for one in drawn for reading in recogniser.read(one) if reading.toys])
+    real, limit = np.mean([spread(one) for one in drawn]), np.mean([entropy(one, depth) for one in drawn])
+    right, wide, bits = [], [], []
+    print("scale        accuracy %     diversity, bits      spread %")
     for scale in SCALES:
         seen = [pictures(model, prompts, guidance=scale, seed=seed) for seed in SEEDS]
         right.append([accuracy(prompts, one) for one in seen])
+        bits.append([entropy(one, depth) for one in seen])
         wide.append([100 * spread(one) / real for one in seen])
-        print(f"{scale:5.1f}    {said(right[-1])}   {said(wide[-1])}", flush=True)
-    (a,) = axes(1)
-    x, y = np.mean(wide, 1), np.mean(right, 1)
-    bars = {"xerr": np.ptp(wide, 1) / 2, "yerr": np.ptp(right, 1) / 2}
-    a.errorbar(x, y, **bars, marker="o", color="#2b6cb0", ecolor="0.8", capsize=2)
-    for scale, px, py in zip(SCALES, x, y, strict=True):
-        a.annotate(f"{scale:g}", (px, py), textcoords="offset points", xytext=(6, -11), fontsize=9)
-    a.set(xlabel="diversity, % of that of renders", ylabel="accuracy, %", title="Guidance: accuracy against diversity")
+        print(f"{scale:5.1f}    {said(right[-1])}   {said(bits[-1], 2)}   {said(wide[-1])}", flush=True)
+    print(f"renders                    {limit:6.2f}           100.0")
+    shown = ((right, "accuracy, %", 100.0), (bits, "diversity, bits", limit), (wide, "spread of features, %", 100.0))
+    for a, (values, label, top) in zip(axes(3), shown, strict=True):
+        a.axhline(top, color="0.8", lw=3)
+        a.errorbar(
+            range(len(SCALES)), np.mean(values, 1), np.ptp(values, 1) / 2, marker="o", color="#2b6cb0", capsize=3
+        )
+        a.set_xticks(range(len(SCALES)), [f"{scale:g}" for scale in SCALES])
+        a.set(xlabel="guidance scale", ylabel=label, title=f"{label.split(',')[0]}; grey: renders", ylim=(0, None))
 
 
 def negative(model: Bundle, axes: Callable) -> None:
