@@ -1,4 +1,4 @@
-"""The command line, ``ldm generate | inspect | convert | toybox | train``. Thin: each calls one public function.
+"""The command line, ``ldm generate | inspect | convert | toybox | train | exercises``. Each calls a public function.
 
 Exit status 0 where all went well, 2 with one sentence on standard error for a user's mistake.
 """
@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import weights_convert
 from ldm.bundle import DTYPES, Bundle
+from ldm.course import command as course
 from ldm.files import check_png, check_vacant, check_writable, write_whole
 from ldm.generate import decode, generate
 from ldm.guidance import Guidance
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     toybox = commands.add_parser("toybox", help="draw the small world of toys, with the truth of every picture")
     _toybox_options(toybox)
     training.add(commands)
+    course.add(commands)
     for command in (make, convert):
         command.add_argument("--dtype", default="float32", choices=DTYPES)
         command.add_argument("--vae", metavar="SRC", help="another autoencoder, or TAESD for quick previews")
@@ -230,6 +232,7 @@ COMMANDS = {
     "convert": run_convert,
     "toybox": run_toybox,
     "train": training.run,
+    "exercises": course.run,
 }
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from exercises import *  # noqa: F403
 
 from ldm.bundle import Bundle, Configs
 from ldm.models.autoencoder import VAEConfig

@@ -32,6 +32,7 @@ JIT_FILES = (
 # Imports of ldm point only downwards in this list; modules of one row do not import one another.
 LAYERS = [
     ["ldm.cli", "ldm.toybox.recipe"],
+    ["ldm.course"],
     ["ldm"],
     ["ldm.editing"],
     ["ldm.inversion", "ldm.workflows"],
@@ -46,7 +47,7 @@ LAYERS = [
     ["ldm.models"],
     ["ldm.guidance"],
     ["ldm.samplers"],
-    ["ldm.denoiser", "ldm.bpe", "ldm.spacing", "ldm.prompts"],
+    ["ldm.denoiser", "ldm.bpe", "ldm.spacing", "ldm.prompts", "ldm.mixture"],
     ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file", "ldm.files", "ldm.pictures", "ldm.tiles"],
     ["ldm.vocabulary", "ldm.conditioning", "ldm.hooks"],
     ["ldm.attention"],

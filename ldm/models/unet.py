@@ -51,7 +51,7 @@ class Features(NamedTuple):
 
 
 def timestep_embedding(t: Array, width: int) -> Array:
-    """[B] timesteps -> [B, width] float32: cosines, then sines, of t at geometric frequencies from 1 to 1e-4.
+    """[B] timesteps -> [B, width] float32: cosines, then sines, of t at geometric frequencies 10000^(-k/h), k = 0..h-1.
 
     DDPM (arXiv:2006.11239) takes it from "Attention Is All You Need", section 3.5.
     """
