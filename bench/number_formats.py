@@ -10,6 +10,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 
 import ldm
@@ -60,6 +61,7 @@ def main() -> None:
             cells.append(f"{100 * error:.1f} %" + (f", {lost} not finite" if lost else ""))
         lines.append(f"| {sampler} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
+        jax.clear_caches()  # a process may not hold as many programs as this would make
     lines.append("")
     lines.append(f"Pictures that are not finite: {broken} of {len(SAMPLERS) * len(columns) * len(PROMPTS)}.")
     write_whole(out, lambda file: file.write("\n".join([*lines, ""]).encode()))

@@ -6,7 +6,7 @@
 # **Measured:** how far a trained network stays above the least loss that any denoiser can have; which of eps, v and x0
 # gives the best samples at equal training; what DDPM loses when it makes few steps.
 #
-# **Time:** about 3 minutes on 2 CPU cores; on a GPU less, not measured; 75 minutes to read it and to do the exercises.
+# **Time:** 4 minutes on 2 CPU cores; on a GPU less, not measured; 75 minutes to read it and to do the exercises.
 #
 # **Claim:** predicting x0 gives worse samples than predicting eps (Ho et al. 2020, arXiv:2006.11239, section 3.2);
 # here its samples are 2.6 times as far from the truth, on a mixture of eight Gaussians, over three seeds.

@@ -9,7 +9,7 @@
 # Song et al. 2021, arXiv:2010.02502, table 1: at 20 steps FID 18.36 against 6.84 on CIFAR-10); and a picture comes back
 # from its own noise with an error that falls as one over the steps (section 5.4).
 #
-# **Time.** About 1 minute on 2 CPU cores (50 seconds of processor time); on a GPU not measured. 60 to 90 minutes for
+# **Time.** 2 minutes on 2 CPU cores (50 seconds of processor time); on a GPU not measured. 60 to 90 minutes for
 # you. No training, no download: a mixture of Gaussians whose best denoiser is a formula, and the toybox's own model,
 # which comes with the package.
 #

@@ -105,11 +105,12 @@ def test_what_cannot_be_graded_is_one_sentence(tmp_path, text, words):
         ("raise NotImplementedError", "to write"),
         ("return w", "1 of 2 checks"),
         ("return w + 1", "done"),
+        ("return np.scale_from_w(w) if 0 else w + 1", "done"),  # somebody else's function of the same name
         ("return undefined", "0 of 2 checks"),
     ],
 )
 def test_states(tmp_path, body, wanted):
-    assert state(SMALL, place_with(tmp_path, f"def scale_from_w(w):\n    {body}\n")) == wanted
+    assert state(SMALL, place_with(tmp_path, f"import numpy as np\ndef scale_from_w(w):\n    {body}\n")) == wanted
 
 
 def test_a_wrong_answer_is_told_what_must_hold_and_what_it_is():

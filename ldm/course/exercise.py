@@ -121,13 +121,25 @@ def yours(exercise: Exercise, place: Path | None = None) -> Callable[..., Any]:
 
 
 def _borrows(tree: ast.Module, name: str) -> bool:
-    """Whether a file imports a function of this name, or takes it out of a module."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
-            return True
-        if isinstance(node, ast.Attribute) and node.attr == name:
-            return True
-    return False
+    """Whether a file imports a function of this name from the library, or takes it out of one of its modules."""
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import)]
+    bound = set()
+    for node in imported:
+        for alias in node.names:
+            full = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+            if full.partition(".")[0] == "ldm":
+                bound.add((alias.asname or alias.name).partition(".")[0])
+                if alias.name == name:
+                    return True
+    taken = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == name]
+    return any(_leftmost(node) in bound for node in taken)
+
+
+def _leftmost(node: ast.expr) -> str | None:
+    """ "a" of a.b.c."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
 
 
 def _module(path: Path, name: str) -> ModuleType:
