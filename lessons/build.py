@@ -2,6 +2,7 @@
 
     python lessons/build.py [NN ...]     runs lessons in full and writes their notebooks, pictures, figures and tables
     python lessons/build.py --fast       runs every lesson quickly, and writes nothing
+    python lessons/build.py --text       runs nothing: puts new text into notebooks whose code is as it was
     python lessons/build.py --check      runs nothing: notebooks and tables are those of the sources, and hold outputs
 
 A lesson is lessons/NN_topic.py, cells after `# %%`. lessons/ko/NN_topic.py holds the same text cells in Korean: its
@@ -138,6 +139,19 @@ def build(source: Path) -> dict[str, Any]:
     return {"title": title, "source": source.name, "minutes": limit, "claims": claims}
 
 
+def renew_text(source: Path) -> None:
+    """Puts the source's text cells into the notebooks that were run. Ends the program if the code is another."""
+    path, fresh = source.with_suffix(".ipynb"), notebook_of(source)
+    kept = nbformat.read(path, as_version=4)
+    codes = [[(cell.id, cell.source) for cell in book.cells if cell.cell_type == "code"] for book in (kept, fresh)]
+    if codes[0] != codes[1]:
+        sys.exit(f"{source.name}: the code has changed; build it")
+    ran = {cell.id: cell for cell in kept.cells}
+    fresh.cells = [ran[cell.id] if cell.cell_type == "code" else cell for cell in fresh.cells]
+    write_notebook(path, fresh)
+    write_notebook(LESSONS / "ko" / path.name, in_korean(fresh, source))
+
+
 def check(source: Path) -> list[str]:
     """What is amiss with the notebooks of a lesson, by reading alone."""
     amiss, wanted = [], notebook_of(source)
@@ -165,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("lessons", nargs="*", metavar="NN")
     parser.add_argument("--fast", action="store_true", help="run quickly, write nothing")
+    parser.add_argument("--text", action="store_true", help="run nothing; put new text into the notebooks")
     parser.add_argument("--check", action="store_true", help="run nothing; compare")
     args = parser.parse_args()
     chosen, path = sources(args.lessons), LESSONS / "results.json"
@@ -173,6 +188,9 @@ def main() -> None:
         amiss = [line for source in chosen for line in check(source)] + write_tables(LESSONS.parent, results, dry=True)
         sys.exit("\n".join(amiss) or None)
     for source in chosen:
+        if args.text:
+            renew_text(source)
+            continue
         if args.fast:
             seconds = run(notebook_of(source), source.name, True, Path(os.devnull))
             print(f"{source.stem}: runs, {seconds:.0f} s", flush=True)
