@@ -689,8 +689,8 @@ else:
 # ## The claims
 #
 # Each over three seeds. The ranges follow from the theory above: equality for the first three, a factor of two to first
-# order for the fourth (its width was set when the closed form, about 1.78, was known), $1/S$ for the fifth, the schedule
-# for the last two.
+# order for the fourth (its width was set when the closed form, about 1.78, was known), $1/S$ for the fifth, the
+# schedule for the last two.
 
 # %%
 claim(
