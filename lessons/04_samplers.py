@@ -25,7 +25,7 @@ import numpy as np
 import ldm
 from ldm import mixture
 from ldm.course import check, claim, fast
-from ldm.guidance import guide
+from ldm.guidance import guide, scale_from_w
 from ldm.mixture import Mixture
 from ldm.samplers import (
     SAMPLERS,
@@ -848,6 +848,27 @@ claim(
     source="a web article: steps grow with the scale",
     floor=1,
     row=47,
+)
+
+
+# %%
+def conventions_apart(seed):
+    """Of two ways to write guidance, at w from -1 to 14: largest relative difference; then with s = w, the floor."""
+    given, wanted = np.random.default_rng(seed).standard_normal((2, 64, 2), np.float32)  # for nothing; for the prompt
+    w = np.linspace(-1, 14, 16, dtype=np.float32)[:, None, None]
+    paper = (1 + w) * wanted - w * given
+    return [float(np.abs(guide(given, wanted, s) - paper).max() / np.abs(paper).max()) for s in (scale_from_w(w), w)]
+
+
+apart_by_convention = np.array([conventions_apart(seed) for seed in SEEDS])
+claim(
+    "(1 + w) eps(z, c) - w eps(z) is the scale s = 1 + w: largest relative difference (floor: s = w)",
+    apart_by_convention[:, 0],
+    0.0,
+    1e-6,
+    source="Ho & Salimans 2022, arXiv:2207.12598, eq. 6; two articles behind this course write one form each",
+    floor=apart_by_convention[:, 1].min(),
+    row=2,
 )
 
 # %% [markdown]
