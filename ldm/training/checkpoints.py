@@ -166,6 +166,12 @@ def reason(error: BaseException) -> str:
     return said or f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
 
 
+def _not_of_a_write(record: logging.LogRecord) -> bool:
+    """Not one of orbax's writes that failed beside the first, of which asyncio tells when it throws them away."""
+    text = record.getMessage()
+    return "exception was never retrieved" not in text or "orbax" not in text
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps off the terminal what orbax logs, and what its writes that are still under way say after one has failed.
@@ -176,6 +182,7 @@ def quiet() -> Iterator[None]:
     log, told = logging.getLogger("absl"), sys.unraisablehook
     late = "Event loop is closed"
     log.addFilter(ours)
+    logging.getLogger("asyncio").addFilter(_not_of_a_write)  # to stay: they may be told of at the very end
     sys.unraisablehook = lambda about: None if str(about.exc_value) == late else told(about)
     try:
         yield
