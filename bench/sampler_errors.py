@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from matplotlib.figure import Figure
 
+from ldm import mixture
 from ldm.files import check_png, write_whole
 from ldm.samplers import SAMPLERS, START, Plan, brownian_noise, image_keys, noise_per_step, sample, unit_noise
 from ldm.schedule import NoiseSchedule, noise_levels
@@ -26,18 +27,15 @@ from ldm.spacing import karras_sigmas
 
 SHAPE, IMAGES = (8, 8, 2), 8
 CALLS = (8, 16, 32, 64, 128, 256)
-MEANS, SPREAD = (-1.0, 1.2), 0.4
+WORLD = mixture.Mixture(np.array([[-1.0], [1.2]]), 0.4, np.array([0.5, 0.5]))
 NOT_ODE = ("ddpm", "lcm")
-STOCHASTIC = ("euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
+STOCHASTIC = [name for name, sampler in SAMPLERS.items() if sampler.eta]
 ROOM, FINE = 512, 8000
 
 
 def denoise(x: Array, sigma: Array) -> Array:
-    """E[x0 | x] for two equally likely Gaussians."""
-    means, variance = jnp.array(MEANS), SPREAD**2 + sigma**2
-    away = x[..., None] - means
-    share = jax.nn.softmax(-(away**2) / (2 * variance), axis=-1)
-    return jnp.sum(share * (means + SPREAD**2 / variance * away), axis=-1)
+    """E[x0 | x], each number for itself."""
+    return mixture.denoise(WORLD, x[..., None], sigma)[..., 0]
 
 
 @functools.partial(jax.jit, static_argnames=("name", "path"))

@@ -35,6 +35,11 @@ def rising_plan(schedule: NoiseSchedule, spacing: str, steps: int) -> Plan:
     return Plan(np.pad(visited, (0, room - made)), np.int32(made), np.float32(0), np.float32(0))
 
 
+def latents_of_each(bundle: Bundle, image: Any, count: int) -> np.ndarray:
+    """The latents [N, h, w, Z] of N pictures [N, H, W, 3] uint8, or of one [H, W, 3] that all N prompts share."""
+    return np.repeat(encode(bundle, image), 1 if np.ndim(image) == 4 else count, axis=0)
+
+
 def invert(
     bundle: Bundle,
     image: Any,
@@ -58,7 +63,7 @@ def invert(
     prompts = texts("prompts", prompts)
     said = [*texts("negative", negative, len(prompts)), *prompts]
     plan = rising_plan(bundle.configs.schedule, spacing, whole("steps", steps, 1, bundle.configs.schedule.train_steps))
-    z = np.repeat(encode(bundle, image), 1 if np.ndim(image) == 4 else len(prompts), axis=0)
+    z = latents_of_each(bundle, image, len(prompts))
     size = tuple(np.array(z.shape[2:0:-1]) * bundle.configs.vae.factor)
     begin = start_of(bundle, len(prompts), tuple(map(int, size)), None, np.zeros_like(z), None)
     begin = begin._replace(origin=z * np.sqrt(1 + plan.levels[0] ** 2))

@@ -43,13 +43,12 @@ class Claim:
 
     def __str__(self) -> str:
         half = (max(self.measured) - min(self.measured)) / 2
-        floor = "" if self.floor is None else f", floor {_number(self.floor)}"
-        limits = f"[{_number(self.low)}, {_number(self.high)}]"
-        figure = f"{_number(self.mean)} ± {_number(half)} {self.unit}".rstrip()
+        floor = "" if self.floor is None else f", floor {figure(self.floor)}"
+        limits = f"[{figure(self.low)}, {figure(self.high)}]"
+        measured = f"{figure(self.mean)} ± {figure(half)} {self.unit}".rstrip()
         status = "holds" if self.holds else f"does not hold: {self.reason}"
-        return (
-            f"{self.text}: {figure} over {len(self.measured)} seeds, expected {limits}{floor}; {status} ({self.source})"
-        )
+        over = f"over {len(self.measured)} seeds, expected {limits}{floor}"
+        return f"{self.text}: {measured} {over}; {status} ({self.source})"
 
     def _repr_html_(self) -> str:
         """A card for notebooks."""
@@ -58,7 +57,8 @@ class Claim:
         return f'<div style="{style}"><b>{"✓" if self.holds else "✗"} Claim</b><br>{escape(str(self))}</div>'
 
 
-def _number(value: float) -> str:
+def figure(value: float) -> str:
+    """Three digits."""
     return "∞" if np.isinf(value) else f"{value:.3g}"
 
 

@@ -4,15 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm.course.claims import figure
 from ldm.course.exercise import discover
 from ldm.files import write_whole
 
 BEGIN, END = "<!-- {}: made by lessons/build.py -->", "<!-- end of {} -->"
-
-
-def figure(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}"
 
 
 def _range(low: float | None, high: float | None) -> str:

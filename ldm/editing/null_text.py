@@ -21,10 +21,10 @@ from jax import Array
 from ldm.bundle import Bundle, Configs, module
 from ldm.conditioning import Conditioning
 from ldm.denoiser import Denoiser, from_network, to_variance_preserving
-from ldm.generate import encode, encode_prompts
+from ldm.generate import encode_prompts
 from ldm.guidance import guide
 from ldm.inputs import number, texts, whole
-from ldm.inversion import rising_plan
+from ldm.inversion import latents_of_each, rising_plan
 from ldm.samplers.one_step import euler_step
 
 GOOD_ENOUGH = 1e-5  # mean square error at which the paper's algorithm stops early, plus GROWTH for each step made
@@ -57,7 +57,7 @@ def null_text(
     prompts = texts("prompts", prompts)
     steps = whole("steps", steps, 1, bundle.configs.schedule.train_steps)
     guidance = np.float32(number("guidance", bundle.guidance if guidance is None else guidance))
-    z = np.repeat(encode(bundle, image), 1 if np.ndim(image) == 4 else len(prompts), axis=0)
+    z = latents_of_each(bundle, image, len(prompts))
     context = encode_prompts(bundle, prompts)
     plan = rising_plan(bundle.configs.schedule, "leading", steps)
     rising = np.asarray(plan.levels)[: steps + 1]
