@@ -96,6 +96,7 @@ def unet_json(c: UNetConfig, size: tuple[int, int], factor: int) -> dict:
         "out_channels": c.out_channels,
         "projection_class_embeddings_input_dim": c.pooled_dim or None,
         "sample_size": [size[1] // factor, size[0] // factor] if size[0] != size[1] else size[0] // factor,
+        "time_cond_proj_dim": c.guidance_dim or None,
         "transformer_layers_per_block": [*(d or 1 for d in c.depth[:-1]), c.middle_depth],
         "up_block_types": [kind.replace("Down", "Up") for kind in reversed(kinds)],
         "use_linear_projection": True,

@@ -40,6 +40,7 @@ class UNetConfig:
     heads: tuple[int, ...] = (8, 8, 8, 8)
     context_dim: int = 768
     pooled_dim: int = 0  # width of Conditioning.pooled; SDXL 2816, 0: none
+    guidance_dim: int = 0  # width in which Conditioning.guidance is embedded; latent consistency models 256, 0: none
     groups: int = 32
 
 
@@ -60,6 +61,17 @@ def timestep_embedding(t: Array, width: int) -> Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def guidance_embedding(scale: Array, width: int) -> Array:
+    """[B] guidance scales -> [B, width] float32: sines, then cosines, of 1000 w, w = scale - 1, at 10000^(-k/(h-1)).
+
+    What latent consistency models (arXiv:2310.04378, section 4.2) are told instead of being guided.
+    """
+    h = width // 2
+    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(h, dtype=jnp.float32) / (h - 1))
+    angles = 1000 * (scale.astype(jnp.float32)[:, None] - 1) * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 class MLP(nnx.Module):
     """Two linear layers with SiLU between: [B, c_in] -> [B, c_out]."""
 
@@ -70,9 +82,11 @@ class MLP(nnx.Module):
         return self.fc2(nnx.silu(self.fc1(x)))
 
 
-def embed_time(mlp: MLP, t: Array, batch: int, width: int, dtype) -> Array:
-    """Timesteps [] or [B] -> time embedding [B, 4 * width]; sines and cosines in float32, the MLP in ``dtype``."""
-    return mlp(timestep_embedding(jnp.broadcast_to(t, (batch,)), width).astype(dtype))
+def embed_time(mlp: MLP, t: Array, batch: int, width: int, dtype, added: Array | float = 0.0) -> Array:
+    """Timesteps [] or [B] -> time embedding [B, 4 * width]; sines and cosines in float32, the MLP in ``dtype``.
+
+    added [B, width]: to the sines and cosines."""
+    return mlp(timestep_embedding(jnp.broadcast_to(t, (batch,)), width).astype(dtype) + added)
 
 
 class GEGLU(nnx.Module):
@@ -235,13 +249,18 @@ class UNet(nnx.Module):
         self.config = config
         self.time_mlp = MLP(c, 4 * c, keys)
         self.pooled_mlp = MLP(config.pooled_dim, 4 * c, keys) if config.pooled_dim else None
+        self.guidance = linear(config.guidance_dim, c, keys, bias=False) if config.guidance_dim else None
         self.encoder, self.decoder = Encoder(config, keys), Decoder(config, keys)
         self.norm_out = group_norm(c, config.groups, RES_EPS, keys)
         self.conv_out = conv(c, config.out_channels, keys)
 
     def embed(self, t: Array, cond: Conditioning, batch: int, dtype) -> Array:
-        """Time embedding [B, T], with the pooled condition added where the model has one."""
-        emb = embed_time(self.time_mlp, t, batch, self.config.channels[0], dtype)
+        """Time embedding [B, T], with the guidance scale and the pooled condition where the model is told them."""
+        added = 0.0
+        if self.guidance is not None:
+            scale = jnp.broadcast_to(cond.guidance, (batch,))
+            added = self.guidance(guidance_embedding(scale, self.config.guidance_dim).astype(dtype))
+        emb = embed_time(self.time_mlp, t, batch, self.config.channels[0], dtype, added)
         return emb if self.pooled_mlp is None else emb + self.pooled_mlp(cond.pooled.astype(dtype))
 
     def __call__(

@@ -14,7 +14,7 @@ from ldm.models.unet import Features, UNet
 from weights_convert.tables import unet as table
 
 from . import layouts, oracle, ours
-from .oracle import agree, gaussian, nchw, nhwc, torch
+from .oracle import agree, diffusers, gaussian, nchw, nhwc, torch
 
 TINY, FULL = 1e-5, 1e-4
 T = np.array([1.0, 981.0], np.float32)
@@ -106,6 +106,20 @@ def test_pooled_condition_as_sdxl_has_it():
     added = {"text_embeds": torch.from_numpy(text), "time_ids": ids}
     got = ours.run(UNet, config)(params, x, T, Conditioning(context, pooled=pooled))
     agree("U-Net, sdxl", got, theirs(model, x, T, context, added_cond_kwargs=added), TINY)
+
+
+def test_guidance_condition_as_latent_consistency_models_have_it():
+    pipeline = diffusers.LatentConsistencyModelPipeline
+    model = oracle.randomize(oracle.unet("sd1", time_cond_proj_dim=256), 5)
+    config, params = converted(model)
+    assert config.guidance_dim == 256
+    x, context, scales = gaussian(0, 2, 8, 16, 4), gaussian(1, 2, 77, 128), np.float32([1.0, 8.5])
+    w = pipeline.get_guidance_scale_embedding(None, torch.from_numpy(scales) - 1, embedding_dim=256)
+    got, plain = (ours.run(UNet, config)(params, x, T, Conditioning(context, guidance=g)) for g in (scales, scales[0]))
+    limit = 10 * TINY  # sines of numbers up to 7,500, which float32 has to 2e-4
+    agree("U-Net, guidance", got, theirs(model, x, T, context, timestep_cond=w), limit)
+    agree("U-Net, guidance, one for all", got[:1], plain[:1], TINY)
+    assert oracle.rel(got[1], plain[1]) > 0.01
 
 
 @pytest.mark.full

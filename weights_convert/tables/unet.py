@@ -13,6 +13,7 @@ from weights_convert.engine import Layout, Tensors
 from weights_convert.tables.fields import DEEPEST, LEVELS, axis, divides, fail, fixed, given, index, whole, wholes
 
 SD1_CONTEXT, SD2_CONTEXT, XL_CONTEXT = 768, 1024, 2048
+GUIDANCE = "time_embed.cond_proj.weight"
 CONTEXT_PROBE = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 
 TRANSFORMER = (
@@ -31,6 +32,7 @@ def folder(config: UNetConfig) -> Layout:
     rules = (
         *TRANSFORMER,
         (r"^time_mlp\.fc", "time_embedding.linear_"),
+        (r"^guidance\.", "time_embedding.cond_proj."),
         (r"^pooled_mlp\.fc", "add_embedding.linear_"),
         (r"^encoder\.conv_in\.", "conv_in."),
         (r"^norm_out\.", "conv_norm_out."),
@@ -62,6 +64,7 @@ def single_file(config: UNetConfig) -> Layout:
         *[(rf"(\.res\.\d+|\.res[12])\.{ours}\.", rf"\1.{theirs}.") for ours, theirs in inside_res],
         *TRANSFORMER,
         (r"^time_mlp\.fc([12])\.", lambda m: f"time_embed.{2 * int(m[1]) - 2}."),
+        (r"^guidance\.", "time_embed.cond_proj."),
         (r"^pooled_mlp\.fc([12])\.", lambda m: f"label_emb.0.{2 * int(m[1]) - 2}."),
         (r"^encoder\.conv_in\.", "input_blocks.0.0."),
         (r"^norm_out\.", "out.0."),
@@ -138,6 +141,7 @@ def config_from_shapes(tensors: Tensors) -> UNetConfig:
             heads=(8,) * len(channels) if eight else tuple(max(c // 64, 1) for c in channels),
             context_dim=axis(tensors, CONTEXT_PROBE, 1, (2,)),
             pooled_dim=axis(tensors, "label_emb.0.0.weight", 1, (2,)) if "label_emb.0.0.weight" in tensors else 0,
+            guidance_dim=axis(tensors, GUIDANCE, 1, (2,)) if GUIDANCE in tensors else 0,
             groups=gcd(32, *channels),  # 32 in all published ones
         )
     except KeyError as error:
@@ -160,7 +164,6 @@ FIXED = {  # what our U-Net does; a configuration that asks for anything else is
     "num_class_embeds": None,
     "encoder_hid_dim_type": None,
     "encoder_hid_dim": None,
-    "time_cond_proj_dim": None,
     "time_embedding_type": "positional",
     "time_embedding_dim": None,
     "time_embedding_act_fn": None,
@@ -206,6 +209,7 @@ def config_from_json(data: Mapping[str, Any], where: str) -> UNetConfig:
         heads=wholes(data, heads_key, 8, where, levels),
         context_dim=whole(data, "cross_attention_dim", 1280, where),
         pooled_dim=whole(data, "projection_class_embeddings_input_dim", 0, where, low=0),
+        guidance_dim=whole(data, "time_cond_proj_dim", 0, where, low=0),
         groups=groups,
     )
     return _check_size(config, MOST_BLOCKS, f"{where}: layers_per_block and transformer_layers_per_block")
