@@ -15,7 +15,7 @@ Sources: Ho & Salimans 2022, eq. (6); Saharia et al. 2022 (Imagen), eq. (7) and 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jax import Array
 from ldm.denoiser import Denoiser, output_from_x0, predict_x0
 
 Pair = Callable[[Array, Array], tuple[Array, Array]]  # (x [B,H,W,C], sigma []) -> x0 negative, x0 positive [B,H,W,C]
+Run = Callable[[Array, Any], tuple[Array, Any]]  # (x [B,H,W,C], memory: arrays [B,...]) -> the same for the next call
 LogProb = Callable[[Array, Array], Array]  # (x [B,H,W,C], sigma []) -> log p(y | x at sigma) of each [B]
 
 
@@ -99,6 +100,25 @@ def cfg(pair: Pair, guidance: Guidance | Array | float, prediction: str = "epsil
         return jnp.where(jnp.asarray(g.rescale) > 0, again, guided)
 
     return denoise
+
+
+def needs_negative(guidance: Guidance, sigma: Array) -> Array:
+    """Whether the negative prompt counts at this level, [] bool: guidance is on, and its scale is not 1."""
+    return (sigma > guidance.low) & (sigma <= guidance.high) & (jnp.asarray(guidance.scale) != 1)
+
+
+def positive_alone(run: Run, x: Array, memory: Any, needed: Array) -> tuple[Array, Any]:
+    """``run`` of a batch of pairs [2B, ...]; where the negative half is not needed, of the positive half alone.
+
+    That half's answer then stands in both places, of the output and of the memory: with a weight of 0 it does not
+    matter what the negative one is. needed [] bool is a run-time value, and only one of the two is computed.
+    """
+
+    def alone(x: Array, memory: Any) -> tuple[Array, Any]:
+        half = lambda array: array[len(array) // 2 :]
+        return jax.tree.map(lambda array: jnp.concatenate([array, array]), run(half(x), jax.tree.map(half, memory)))
+
+    return jax.lax.cond(needed, run, alone, x, memory)
 
 
 def perpendicular_negative(null: Array, positive: Array, negative: Array, scale: Array, weight: Array) -> Array:
