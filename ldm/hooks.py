@@ -28,7 +28,8 @@ class Hooks(NamedTuple):
 
     ``attend`` replaces the attention of every site. ``tap`` sees, and may replace, the features that leave each
     ``…res.J`` block, each ``…self_attn``, ``…cross_attn`` and ``…ff`` (the residual stream after that layer) and
-    ``encoder.middle`` (the bottleneck, called h-space in editing papers).
+    ``encoder.middle`` (the bottleneck, called h-space in editing papers), and those that enter a block of the decoder,
+    ``decoder.up.I.in.J``, before its skip is joined to them.
     """
 
     attend: Attend = fused_attention

@@ -41,15 +41,15 @@ LAYERS = [
     ["ldm.inputs"],
     ["ldm.program"],
     ["ldm.evaluation", "ldm.training"],
-    ["ldm.adapters"],
+    ["ldm.adapters", "ldm.devices"],
     ["ldm.bundle"],
-    ["ldm.toybox"],
+    ["ldm.toybox", "ldm.acceleration"],
     ["ldm.models"],
     ["ldm.guidance"],
     ["ldm.samplers"],
     ["ldm.denoiser", "ldm.bpe", "ldm.spacing", "ldm.prompts", "ldm.mixture"],
     ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file", "ldm.files", "ldm.pictures", "ldm.tiles"],
-    ["ldm.vocabulary", "ldm.conditioning", "ldm.hooks"],
+    ["ldm.vocabulary", "ldm.conditioning", "ldm.hooks", "ldm.startup"],
     ["ldm.attention"],
 ]
 DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}

@@ -177,6 +177,7 @@ class UpLevel(Level):
 
     def __call__(self, h: Array, skips: list[Array], emb: Array, context: Array, hooks: Hooks) -> Array:
         for j in range(len(self.res)):
+            h = hooks.tap(f"{self.site}.in.{j}", h)
             h = self.block(j, jnp.concatenate([h, skips.pop()], axis=-1), emb, context, hooks)
         if self.upsample is None:
             return h
