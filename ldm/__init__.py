@@ -1,7 +1,8 @@
-"""Latent diffusion from scratch in JAX: models, samplers, guidance, and one jitted program from text to picture."""
+"""Latent diffusion from scratch in JAX: models, samplers, guidance, jitted whole from text to picture."""
 
+from ldm.acceleration.shortcuts import Shortcuts
 from ldm.bundle import Bundle, load, save
 from ldm.generate import decode, encode, encode_prompts, generate
 from ldm.guidance import Guidance
 
-__all__ = ["Bundle", "Guidance", "decode", "encode", "encode_prompts", "generate", "load", "save"]
+__all__ = ["Bundle", "Guidance", "Shortcuts", "decode", "encode", "encode_prompts", "generate", "load", "save"]

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from ldm import weights_file
 from ldm.files import into_place
@@ -62,6 +63,7 @@ class Bundle:
 
     size        (width, height) in pixels of the pictures that it was trained on
     guidance    scale of classifier-free guidance at which it draws best; 7.5 is Stable Diffusion's
+    mesh        the devices that each hold the parameters, see ``ldm.on_devices``; None: one device
     """
 
     configs: Configs
@@ -69,6 +71,7 @@ class Bundle:
     tokenizer: Tokenizer | None = None
     size: tuple[int, int] = (512, 512)
     guidance: float = 7.5
+    mesh: Mesh | None = None
 
     def require(self, *parts: str) -> None:
         """Raises ValueError naming what is missing of ``parts`` (of ``PARTS``)."""

@@ -26,6 +26,7 @@ from ldm.program import NOISES
 from ldm.samplers import SAMPLERS, named
 from ldm.schedule import PREDICTIONS, check_name
 from ldm.spacing import SPACINGS
+from ldm.startup import cache_compilations
 from ldm.toybox.dataset import Dataset, write_folder
 from ldm.toybox.sampling import SPLITS
 from ldm.toybox.sheets import SHEETS
@@ -236,6 +237,9 @@ COMMANDS = {
 }
 
 
+COMPILING = ("generate", "toybox", "train")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     args = parser().parse_args(argv)
@@ -243,6 +247,8 @@ def main(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            if args.command in COMPILING:
+                cache_compilations()
             COMMANDS[args.command](args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

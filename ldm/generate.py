@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm import program
-from ldm import progress as progress_bar
+from ldm.acceleration.shortcuts import NO_SHORTCUTS, Shortcuts
 from ldm.bundle import Bundle
 from ldm.guidance import Guidance
 from ldm.inputs import (
@@ -54,7 +54,8 @@ def decode(bundle: Bundle, latents: Any, tile: int | None = None) -> np.ndarray:
     one = functools.partial(program.decoded, {"vae": bundle.params["vae"]}, configs=bundle.configs)
     z = np.asarray(latents, np.float32)
     pictures = one(z) if tile is None else decode_tiles(one, z, factor_of(bundle), tile)
-    return np.asarray(to_uint8(jnp.asarray(pictures)))
+    with np.errstate(invalid="ignore"):  # what is not finite was warned of, and is black
+        return to_uint8(np.asarray(pictures))
 
 
 def encode(bundle: Bundle, pictures: Any) -> np.ndarray:
@@ -65,7 +66,7 @@ def encode(bundle: Bundle, pictures: Any) -> np.ndarray:
     bundle.require("vae")
     pictures = as_pictures(pictures, len(pictures) if np.ndim(pictures) == 4 else 1)
     latent_size(bundle, pictures.shape[2:0:-1])
-    return latents_of(bundle, np.asarray(from_uint8(jnp.asarray(pictures))))
+    return latents_of(bundle, from_uint8(pictures))
 
 
 def encode_prompts(
@@ -105,6 +106,7 @@ def generate(
     concat: Any = None,
     wrap: Wrap | None = None,
     extra: Any = None,
+    shortcuts: Shortcuts = NO_SHORTCUTS,
     index: int = 0,
     progress: bool = True,
 ) -> np.ndarray:
@@ -136,6 +138,7 @@ def generate(
     concat     [N, h, w, C'] for models with extra input channels; made of image and mask for inpainting models
     wrap       (denoiser, extra) -> denoiser: guidance of your own around all of this, compiled in (``ldm.guidance`` has
                some); ``extra``, a pytree of arrays, is what it is given at run time
+    shortcuts  what may be left out to be faster, compiled in: :class:`ldm.Shortcuts`
 
     Returns a NumPy array. Raises ValueError, in one sentence, for what cannot be; warns where a prompt is cut at the
     tower's 77 tokens.
@@ -149,21 +152,25 @@ def generate(
         texts_of(bundle, said, clip_skip, plan, syntax, context),
         start_of(bundle, count, size, picture, latents, concat),
         guidance_of(bundle, guidance),
-        np.uint32(whole("seed", seed, 0, 2**32 - 1)),
-        np.arange(count, dtype=np.int32) + whole("index", index, 0, 2**31 - 1 - count),
+        *numbered(seed, index, count),
         plan,
         extra,
     )
     static = {"configs": bundle.configs, "sampler": sampler, "output": output, "noise": noise, "wrap": wrap}
-    return run(bundle, values, static, picture, bool(progress))
+    return run(bundle, values, static | {"shortcuts": shortcuts}, picture, bool(progress))
+
+
+def numbered(seed: Any, index: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The seed, and the pictures' numbers [N]. Raises ValueError."""
+    first = whole("index", index, 0, 2**31 - 1 - count)
+    return np.uint32(whole("seed", seed, 0, 2**32 - 1)), np.arange(count, dtype=np.int32) + first
 
 
 def run(bundle: Bundle, values: Inputs, static: dict[str, Any], picture: Picture | None, progress: bool) -> np.ndarray:
     """Runs the program; then what must be seen to on the host: overflows, and what a mask keeps."""
     output = static["output"]
-    with progress_bar.bar(progress, int(values.plan.steps - values.plan.first)):
-        made = program.draw(bundle.params, values, **static, progress=progress)
-        result = whole_pictures(bundle, output, *map(np.asarray, made))
+    made = program.draw(bundle.params, values, **static, progress=progress)
+    result = whole_pictures(bundle, output, *map(np.asarray, made))
     painted = picture is not None and picture.masks is not None and output == "uint8"
     return composite(result, picture.images, picture.masks) if painted else result
 

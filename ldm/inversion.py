@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from ldm import program
-from ldm import progress as progress_bar
 from ldm.bundle import Bundle
 from ldm.generate import encode
 from ldm.inputs import check_parts, guidance_of, plain_texts, texts, whole
@@ -70,5 +69,4 @@ def invert(
     numbers = guidance_of(bundle, guidance), np.uint32(0), np.arange(len(prompts), dtype=np.int32)
     values = Inputs(plain_texts(bundle, said, clip_skip), begin, *numbers, plan)
     static = {"configs": bundle.configs, "sampler": "euler", "output": "latents", "noise": "steps"}
-    with progress_bar.bar(progress, int(plan.steps)):
-        return np.asarray(program.draw(bundle.params, values, **static, progress=bool(progress))[0])
+    return np.asarray(program.draw(bundle.params, values, **static, progress=bool(progress))[0])

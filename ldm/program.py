@@ -7,6 +7,10 @@ Source: "High-Resolution Image Synthesis with Latent Diffusion Models" (arXiv:21
 
     text -> context;  noise, and a picture's latent -> sampler(guided U-Net) -> latent -> decoder -> picture
 
+Three programs, one for each part of the model, follow one another: :func:`begin` (text tower), :func:`advance` (U-Net)
+and :func:`finish` (autoencoder). So a part's memory can be given back before the next one needs its own, a bar can be
+moved between steps, and what does not change (another sampler's text, another text's picture) compiles once.
+
 Only shapes, the sampler's name, the way to draw noise and the model's configuration are compiled in. All that
 :class:`Inputs` holds are run-time values: changing them compiles nothing.
 """
@@ -18,26 +22,33 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import Mesh
 
-from ldm import progress as progress_bar
+from ldm.acceleration.shortcuts import NO_SHORTCUTS, Shortcuts
 from ldm.bundle import Configs, module
 from ldm.conditioning import Conditioning
-from ldm.denoiser import Denoiser, from_network
-from ldm.guidance import Guidance, cfg, keep_known, paired
+from ldm.denoiser import Denoiser, from_network, to_variance_preserving
+from ldm.devices import CUT, CUT_SECOND, WHOLE, over
+from ldm.guidance import Guidance, cfg, keep_known, needs_negative, paired
 from ldm.models.autoencoder import to_uint8
 from ldm.models.taesd import TinyVAEConfig
+from ldm.progress import watched
 from ldm.prompts import joined, weigh
 from ldm.samplers import (
     SAMPLERS,
     START,
     NoiseAt,
     Plan,
+    Remembering,
+    State,
     brownian_noise,
     image_keys,
+    initial,
     noise_per_step,
-    sample,
+    proceed,
     unit_noise,
 )
+from ldm.samplers.multistep import History
 
 NOISES: dict[str, Callable[[Array, tuple[int, ...], Plan], NoiseAt]] = {
     "steps": lambda keys, shape, plan: noise_per_step(keys, shape),
@@ -111,23 +122,108 @@ def in_force(contexts: Array, below: Array, sigma: Array) -> Array:
     return contexts[turn, jnp.arange(contexts.shape[1])]
 
 
-def denoiser_of(configs: Configs, params: Any, inputs: Inputs, wrap: Wrap | None = None) -> Denoiser:
-    """The guided denoiser of one call, wrapped by the caller, and told what is known."""
-    unet = module(configs, params, "unet")
+def denoiser_of(
+    configs: Configs, params: Any, inputs: Inputs, wrap: Wrap | None = None, shortcuts: Shortcuts = NO_SHORTCUTS
+) -> Denoiser | Remembering:
+    """The guided denoiser of one call, wrapped by the caller, and told what is known; where shortcuts keep a memory,
+    one with a memory. A network that is told its guidance answers for the prompts alone."""
+    unet, schedule, g = module(configs, params, "unet"), configs.schedule, inputs.guidance
     said, start = contexts(configs, params, inputs.texts), inputs.start
     concat = None if start.concat is None else jnp.concatenate([start.concat, start.concat])
-    dtype = unet.conv_out.kernel.dtype
+    dtype, told = unet.conv_out.kernel.dtype, configs.unet.guidance_dim > 0
 
-    def denoise(x: Array, sigma: Array) -> Array:
-        cond = Conditioning(in_force(said, inputs.texts.below, sigma), concat=concat)
-        return from_network(lambda x, t: unet(x, t, cond), configs.schedule, dtype)(x, sigma)
+    def condition(context: Array, rows: slice) -> Conditioning:
+        return Conditioning(context[rows], None, None if concat is None else concat[rows], g.scale if told else None)
 
-    guided = cfg(paired(denoise), inputs.guidance, configs.schedule.prediction)
-    wrapped = guided if wrap is None else wrap(guided, inputs.extra)
-    return keep_known(wrapped, start.known, start.mask)
+    def remembering(x: Array, sigma: Array, step: Array, memory: Any) -> tuple[Array, Any]:
+        kept = [memory]  # what one trace of `network` leaves for the next
+
+        def denoise(x: Array, sigma: Array) -> Array:
+            context, needed = in_force(said, inputs.texts.below, sigma), None if told else needs_negative(g, sigma)
+
+            def network(x: Array, t: Array) -> Array:
+                call = lambda x, hooks: unet(x, t, condition(context, slice(-len(x), None)), hooks=hooks)
+                y, kept[0] = shortcuts.run(call, configs.unet, x, step, kept[0], needed)
+                return y
+
+            return from_network(network, schedule, dtype)(x, sigma)
+
+        guided = denoise if told else cfg(paired(denoise), g, schedule.prediction)
+        wrapped = guided if wrap is None else wrap(guided, inputs.extra)
+        return keep_known(wrapped, start.known, start.mask)(x, sigma), kept[0]
+
+    return remembering if shortcuts.every > 1 else lambda x, sigma: remembering(x, sigma, 0, None)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("configs", "sampler", "output", "noise", "wrap", "progress"))
+# ---------------------------------------------------------------------------------------------------------------------
+# The three programs of a picture, one for each part of the model
+
+
+CUT_TEXTS = Texts(CUT_SECOND, CUT_SECOND, CUT_SECOND, CUT_SECOND, WHOLE)
+CUT_START = Start(CUT, WHOLE, CUT, CUT, CUT, CUT)
+CUT_INPUTS = Inputs(CUT_TEXTS, CUT_START, WHOLE, WHOLE, CUT, WHOLE, WHOLE)
+CUT_STATE = State(CUT, History(CUT_SECOND, CUT_SECOND, WHOLE))
+
+
+@functools.partial(jax.jit, static_argnames=("configs", "mesh"))
+def begin(params: Any, inputs: Inputs, *, configs: Configs, mesh: Mesh | None = None) -> tuple[Texts, State]:
+    """The text tower's program -> the texts with their context in place of ids, and the noise that a run begins at."""
+
+    def one(params: Any, inputs: Inputs) -> tuple[Texts, State]:
+        said, start = inputs.texts, inputs.start
+        said = said._replace(ids=None, weights=None, context=contexts(configs, params, said))
+        fresh = unit_noise(image_keys(inputs.seed, inputs.indices), START, start.latents.shape[1:])
+        first = jnp.where(start.given, start.latents, fresh)
+        return said, initial(start.origin + inputs.plan.scale * first)
+
+    return over(mesh, one, (WHOLE, CUT_INPUTS), (CUT_TEXTS, CUT_STATE))(params, inputs)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("configs", "sampler", "noise", "wrap", "shortcuts", "mesh"), donate_argnames=("state",)
+)
+def advance(
+    params: Any,
+    inputs: Inputs,
+    state: State,
+    first: Array,
+    stop: Array,
+    *,
+    configs: Configs,
+    sampler: str,
+    noise: str,
+    wrap: Wrap | None = None,
+    shortcuts: Shortcuts = NO_SHORTCUTS,
+    mesh: Mesh | None = None,
+) -> tuple[State, Array]:
+    """The U-Net's program: steps first .. stop - 1 -> the state after them, and ``stop``, which is there when it is."""
+
+    def one(params: Any, inputs: Inputs, state: State, first: Array, stop: Array) -> tuple[State, Array]:
+        keys = image_keys(inputs.seed, inputs.indices)
+        noise_at = NOISES[noise](keys, state.x.shape[1:], inputs.plan)
+        denoise = denoiser_of(configs, params, inputs, wrap, shortcuts)
+        return proceed(SAMPLERS[sampler], denoise, state, inputs.plan, noise_at, first, stop), stop
+
+    cut = CUT_STATE if state.memory is None else CUT_STATE._replace(memory=CUT)
+    return over(mesh, one, (WHOLE, CUT_INPUTS, cut, WHOLE, WHOLE), (cut, WHOLE))(params, inputs, state, first, stop)
+
+
+@functools.partial(jax.jit, static_argnames=("configs", "output", "mesh"))
+def finish(
+    params: Any, start: Start, plan: Plan, x: Array, *, configs: Configs, output: str, mesh: Mesh | None = None
+) -> tuple[Array, Array, Array]:
+    """The autoencoder's program -> what :func:`draw` returns."""
+
+    def one(params: Any, start: Start, plan: Plan, x: Array) -> tuple[Array, Array, Array]:
+        x = to_variance_preserving(x, jnp.asarray(plan.levels)[plan.steps])
+        x = start.mask * x + (1 - start.mask) * start.known  # a run may end a little above sigma 0
+        result = x if output == "latents" else decode_latents(configs, params, x)
+        finite = jnp.isfinite(result).all(axis=(1, 2, 3))
+        return (result if output == "latents" else to_uint8(result)), x, finite
+
+    return over(mesh, one, (WHOLE, CUT_START, WHOLE, CUT), (CUT, CUT, CUT))(params, start, plan, x)
+
+
 def draw(
     params: Any,
     inputs: Inputs,
@@ -137,24 +233,39 @@ def draw(
     output: str,
     noise: str,
     wrap: Wrap | None = None,
+    shortcuts: Shortcuts = NO_SHORTCUTS,
     progress: bool = False,
+    release: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, Array, Array]:
-    """A whole run -> (pictures [N, H, W, 3] uint8 or latents [N, h, w, Z], latents, whether each is finite [N])."""
-    start, shape = inputs.start, inputs.start.latents.shape[1:]
-    keys = image_keys(inputs.seed, inputs.indices)
-    first = jnp.where(start.given, start.latents, unit_noise(keys, START, shape))
-    x = sample(
-        SAMPLERS[sampler],
-        denoiser_of(configs, params, inputs, wrap),
-        start.origin + inputs.plan.scale * first,
-        inputs.plan,
-        noise_at=NOISES[noise](keys, shape, inputs.plan),
-        on_step=progress_bar.tick if progress else None,
-    )
-    x = start.mask * x + (1 - start.mask) * start.known  # a run may end a little above sigma 0
-    result = x if output == "latents" else decode_latents(configs, params, x)
-    finite = jnp.isfinite(result).all(axis=(1, 2, 3))
-    return (result if output == "latents" else to_uint8(result)), x, finite
+    """A whole run -> (pictures [N, H, W, 3] uint8 or latents [N, h, w, Z], latents, whether each is finite [N]).
+
+    release: the arrays of the text tower and of the U-Net are deleted as soon as they have done their work.
+    """
+    part = lambda name, needed: {name: params[name]} if needed else {}
+    text, unet = part("text", inputs.texts.context is None), part("unet", True)
+    said, state = begin(text, inputs, configs=configs, mesh=mesh)
+    rows = len(state.x) * (1 if configs.unet.guidance_dim else 2)
+    dtype = next(iter(params["unet"].values())).dtype
+    state = state._replace(memory=shortcuts.memory(configs.unet, rows, state.x.shape[1:3], dtype))
+    inputs, plan = inputs._replace(texts=said), inputs.plan
+    if release:
+        delete(params.get("text"))
+    settings = {"configs": configs, "sampler": sampler, "noise": noise, "wrap": wrap, "mesh": mesh}
+    settings["shortcuts"] = shortcuts
+    go = lambda state, first, stop: advance(unet, inputs, state, first, stop, **settings)
+    state = watched(go, state, plan.first, plan.steps, progress)
+    if release:
+        delete(unet)
+    vae = part("vae", output != "latents")
+    return finish(vae, inputs.start, plan, state.x, configs=configs, output=output, mesh=mesh)
+
+
+def delete(params: Any) -> None:
+    """Gives the memory of arrays back, whoever still holds them."""
+    for array in jax.tree.leaves(params):
+        if isinstance(array, jax.Array) and not array.is_deleted():
+            array.delete()
 
 
 def decode_latents(configs: Configs, params: Any, z: Array) -> Array:

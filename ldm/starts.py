@@ -5,7 +5,6 @@ Shapes: N pictures, H W size, h w latent size, Z latent channels, C' extra input
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from ldm import program
@@ -86,7 +85,7 @@ def start_of(bundle: Bundle, count: int, size: Any, picture: Picture | None, lat
 
 
 def _from_picture(bundle: Bundle, picture: Picture, start: Start, own_channels: bool) -> Start:
-    z = latents_of(bundle, np.asarray(from_uint8(jnp.asarray(picture.images))))
+    z = latents_of(bundle, from_uint8(picture.images))
     if picture.masks is None or own_channels:
         return start._replace(origin=start.origin if picture.from_noise else z)
     mask = touched(picture.masks, factor_of(bundle))
@@ -95,5 +94,5 @@ def _from_picture(bundle: Bundle, picture: Picture, start: Start, own_channels: 
 
 def inpainting_channels(bundle: Bundle, picture: Picture) -> np.ndarray:
     """[N, h, w, 1 + Z], as inpainting models were trained: the mask, and the latent of the picture with a gray hole."""
-    seen = np.asarray(from_uint8(jnp.asarray(picture.images))) * ~picture.masks[..., None]
+    seen = from_uint8(picture.images) * ~picture.masks[..., None]
     return np.concatenate([sampled(picture.masks, factor_of(bundle)), latents_of(bundle, seen)], axis=-1)

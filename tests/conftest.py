@@ -1,5 +1,6 @@
 """What several test files share: one small random model, in memory and as a folder of the public layout."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -23,6 +24,12 @@ LEAST = Configs(
     vae=VAEConfig(channels=(8, 8), blocks=1, groups=4, patch=4),
     text=TextConfig(width=64, mlp_width=64, layers=2, heads=1),
 )
+
+
+def pytest_configure() -> None:
+    """Tests leave the user's cache folder alone, and so do the processes that they start."""
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 QUICK = pytest.StashKey[bool]()

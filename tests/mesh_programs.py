@@ -172,7 +172,7 @@ def sampler(picture: Picture | None = None) -> tuple[Any, dict, Inputs, dict]:
     begin = start_of(bundle, 8, None, picture, None, None)
     inputs = Inputs(said, begin, guidance_of(bundle, 5.0), np.uint32(3), np.arange(8, dtype=np.int32), plan)
     static = {"configs": TINY, "sampler": "euler_a", "output": "latents", "noise": "steps", "progress": False}
-    return program.draw, dict(bundle.params), inputs, static
+    return jax.jit(program.draw, static_argnames=tuple(static)), dict(bundle.params), inputs, static
 
 
 def sampling() -> dict[str, Any]:

@@ -127,13 +127,18 @@ def test_the_path_holds_every_state(name: str):
     np.testing.assert_allclose(direct, x, atol=5e-6)
 
 
-def test_steps_are_reported():
-    done = []
-    plan = samplers.make_plan(SD, "euler", "leading", 5, most=8)
-    report = lambda step, steps: done.append((int(step), int(steps)))
-    jax.jit(lambda: samplers.sample(samplers.SAMPLERS["euler"], mixture, unit(), plan, lambda *_: 0.0, report))()
-    jax.effects_barrier()
-    assert sorted(done) == [(k, 5) for k in range(1, 6)]
+@pytest.mark.parametrize("name", ["ddim", "unipc", "dpmpp_3m_sde"])
+def test_a_run_in_parts_is_the_run_to_the_last_bit(name: str):
+    """The state holds all that later steps need: what a progress bar stands on."""
+    plan = samplers.make_plan(SD, name, "leading", 5, most=8)
+    noise_at = lambda i, *_: jnp.broadcast_to(jnp.cos(jnp.float32(i)), SHAPE)
+    go = jax.jit(lambda *args: samplers.proceed(samplers.SAMPLERS[name], mixture, args[0], plan, noise_at, *args[1:]))
+    start = samplers.initial(plan.scale * unit())
+    parts = start
+    for stop in (1, 3, 5):
+        parts = go(parts, max(stop - 2, 0), stop)
+    whole = go(start, 0, 5)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True))
 
 
 def test_a_sample_that_stops_above_zero_is_in_the_variance_preserving_form():

@@ -163,13 +163,13 @@ class VAE(nnx.Module):
 
 
 def from_uint8(pictures: Array) -> Array:
-    """0..255 uint8 -> [-1, 1] float32, what :meth:`VAE.encode` takes."""
+    """0..255 uint8 -> [-1, 1] float32, what :meth:`VAE.encode` takes. Of NumPy's arrays too, which compiles nothing."""
     return pictures.astype(jnp.float32) / 127.5 - 1
 
 
 def to_uint8(pictures: Array) -> Array:
-    """[-1, 1] float, what :meth:`VAE.decode` gives -> 0..255 uint8, rounded to nearest, clipped."""
-    return jnp.round(jnp.clip(pictures / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+    """[-1, 1] float, what :meth:`VAE.decode` gives -> 0..255 uint8, rounded to nearest, clipped. Of NumPy's too."""
+    return ((pictures / 2 + 0.5).clip(0.0, 1.0) * 255).round().astype(jnp.uint8)
 
 
 def reparameterize(mean: Array, logvar: Array, noise: Array) -> Array:

@@ -16,7 +16,20 @@ What then differs between those names in public tools is only where the levels l
     names       what other tools call them
 """
 
-from ldm.samplers.loop import SAMPLERS, Path, Plan, Sampler, Step, make_plan, sample, sample_path
+from ldm.samplers.loop import (
+    SAMPLERS,
+    Path,
+    Plan,
+    Remembering,
+    Sampler,
+    State,
+    Step,
+    initial,
+    make_plan,
+    proceed,
+    sample,
+    sample_path,
+)
 from ldm.samplers.names import named
 from ldm.samplers.noise import START, NoiseAt, brownian_noise, image_keys, noise_per_step, unit_noise
 
@@ -26,13 +39,17 @@ __all__ = [
     "NoiseAt",
     "Path",
     "Plan",
+    "Remembering",
     "Sampler",
+    "State",
     "Step",
     "brownian_noise",
     "image_keys",
+    "initial",
     "make_plan",
     "named",
     "noise_per_step",
+    "proceed",
     "sample",
     "sample_path",
     "unit_noise",

@@ -4,7 +4,7 @@ Shape letters: B batch, H W latent, C channels, M most steps that the compiled p
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,11 @@ from ldm.samplers.one_step import (
 )
 from ldm.schedule import NoiseSchedule, check_name
 from ldm.spacing import initial_scale, levels
+
+Remembering = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+"""A denoiser with a memory, a pytree of arrays: (x, sigma, step [] int32 of the run, memory) -> (x0, the next memory).
+
+Where a sampler asks more than once in a step, the later answers are made from the memory that the first one left."""
 
 
 class Step(NamedTuple):
@@ -113,6 +118,14 @@ class Plan(NamedTuple):
     first: Array = np.int32(0)  # [] int32, 0..steps: the run begins at levels[first]
 
 
+class State(NamedTuple):
+    """Where a run is, in sigma space: x [B,H,W,C], what its last steps saw, what its denoiser remembers, if it does."""
+
+    x: Array
+    past: History
+    memory: Any = None
+
+
 class Path(NamedTuple):
     """Every state of a run, in sigma space; entries outside its steps are 0."""
 
@@ -160,54 +173,62 @@ def make_plan(
     )
 
 
-def _advance(sampler: Sampler, denoise: Denoiser, plan: Plan, noise_at: NoiseAt, on_step: Callable | None) -> Callable:
-    """(i, (x, history)) -> the same one step later: the body of the loops below."""
+def _advance(sampler: Sampler, denoise: Denoiser | Remembering, plan: Plan, noise_at: NoiseAt) -> Callable:
+    """(i, state) -> the state one step later: the body of the loops below."""
     visited = jnp.asarray(plan.levels)
 
-    def advance(i: Array, carry: tuple) -> tuple:
-        x, past = carry
+    def advance(i: Array, state: State) -> State:
+        x, past, memory = state
         sigma, sigma_next = visited[i], visited[i + 1]
         noise = lambda part, start, stop: noise_at(i, part, start, stop)
-        step = Step(denoise, x, denoise(x, sigma), sigma, sigma_next, past, noise, plan.eta)
+        if memory is None:
+            again, x0 = denoise, denoise(x, sigma)
+        else:
+            x0, memory = denoise(x, sigma, i - plan.first, memory)
+            again = lambda x, sigma: denoise(x, sigma, i - plan.first, memory)[0]
+        step = Step(again, x, x0, sigma, sigma_next, past, noise, plan.eta)
         if sampler.correct is not None:
             step = step._replace(x=sampler.correct(step))
         x = sampler.advance(step)
-        if on_step is not None:
-            jax.debug.callback(on_step, i + 1, plan.steps)
-        return x, remember(past, step.x, step.x0, sigma)
+        return State(x, remember(past, step.x, step.x0, sigma), memory)
 
     return advance
 
 
-def sample(
-    sampler: Sampler, denoise: Denoiser, x: Array, plan: Plan, noise_at: NoiseAt, on_step: Callable | None = None
-) -> Array:
+def initial(x: Array, memory: Any = None) -> State:
+    """The state of a run that begins at x; memory: what a `Remembering` denoiser is given in its first step."""
+    return State(jnp.asarray(x), no_history(jnp.asarray(x)), memory)
+
+
+def proceed(
+    sampler: Sampler, denoise: Denoiser, state: State, plan: Plan, noise_at: NoiseAt, first: Array, stop: Array
+) -> State:
+    """Steps first .. stop - 1 of a run. Several such parts, one after another, are the run itself to the last bit."""
+    return jax.lax.fori_loop(first, stop, _advance(sampler, denoise, plan, noise_at), state)
+
+
+def sample(sampler: Sampler, denoise: Denoiser, x: Array, plan: Plan, noise_at: NoiseAt) -> Array:
     """Runs a sampler. Call it inside jit; a change of plan (at equal M), seed or conditions recompiles nothing.
 
     x [B,H,W,C] float32 (float64 where JAX allows it): plan.scale * unit noise, and the picture it starts from, if any.
     noise_at(i, part, start, stop): fresh unit noise [B,H,W,C] for step i of 0..steps-1, see ``ldm.samplers.noise``.
-    on_step(done, steps): called on the host as steps are made (a progress bar).
     Returns [B,H,W,C] in the VP form, x / sqrt(1 + sigma_end^2): x itself when the last level is 0.
     """
-    body = _advance(sampler, denoise, plan, noise_at, on_step)
-    x = jnp.asarray(x)
-    x, _ = jax.lax.fori_loop(plan.first, plan.steps, body, (x, no_history(x)))
-    return to_variance_preserving(x, jnp.asarray(plan.levels)[plan.steps])
+    end = proceed(sampler, denoise, initial(x), plan, noise_at, plan.first, plan.steps)
+    return to_variance_preserving(end.x, jnp.asarray(plan.levels)[plan.steps])
 
 
-def sample_path(
-    sampler: Sampler, denoise: Denoiser, x: Array, plan: Plan, noise_at: NoiseAt, on_step: Callable | None = None
-) -> tuple[Array, Path]:
+def sample_path(sampler: Sampler, denoise: Denoiser, x: Array, plan: Plan, noise_at: NoiseAt) -> tuple[Array, Path]:
     """As `sample`, and also returns every state and prediction on the way."""
-    body = _advance(sampler, denoise, plan, noise_at, on_step)
+    body = _advance(sampler, denoise, plan, noise_at)
 
     def record(i: Array, carry: tuple) -> tuple:
         state, path = carry
         state = body(i, state)
-        return state, Path(path.x.at[i + 1].set(state[0]), path.x0.at[i].set(state[1].x0[0]))
+        return state, Path(path.x.at[i + 1].set(state.x), path.x0.at[i].set(state.past.x0[0]))
 
     x = jnp.asarray(x)
     empty = jnp.zeros((len(plan.levels), *x.shape), x.dtype)
-    start = (x, no_history(x)), Path(empty.at[plan.first].set(x), empty[:-1])
-    (x, _), path = jax.lax.fori_loop(plan.first, plan.steps, record, start)
-    return to_variance_preserving(x, jnp.asarray(plan.levels)[plan.steps]), path
+    start = initial(x), Path(empty.at[plan.first].set(x), empty[:-1])
+    end, path = jax.lax.fori_loop(plan.first, plan.steps, record, start)
+    return to_variance_preserving(end.x, jnp.asarray(plan.levels)[plan.steps]), path
