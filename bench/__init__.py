@@ -1,0 +1,1 @@
+"""Speed, memory and start-up beside the peers: ``python -m bench``; ``bench/README.md`` says what is asked and how."""

@@ -1,0 +1,1 @@
+"""One process per peer, each of which answers the lines of ``bench.workers.protocol``."""
