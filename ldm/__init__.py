@@ -2,7 +2,19 @@
 
 from ldm.acceleration.shortcuts import Shortcuts
 from ldm.bundle import Bundle, load, save
+from ldm.devices import on_devices
 from ldm.generate import decode, encode, encode_prompts, generate
 from ldm.guidance import Guidance
 
-__all__ = ["Bundle", "Guidance", "Shortcuts", "decode", "encode", "encode_prompts", "generate", "load", "save"]
+__all__ = [
+    "Bundle",
+    "Guidance",
+    "Shortcuts",
+    "decode",
+    "encode",
+    "encode_prompts",
+    "generate",
+    "load",
+    "on_devices",
+    "save",
+]

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 import weights_convert
 from ldm.bundle import DTYPES, Bundle
 from ldm.course import command as course
+from ldm.devices import on_devices
 from ldm.files import check_png, check_vacant, check_writable, write_whole
 from ldm.generate import decode, generate
 from ldm.guidance import Guidance
@@ -90,6 +91,7 @@ def _generate_options(make: argparse.ArgumentParser) -> None:
     make.add_argument("--latents", type=Path, metavar="IN.npy", help="starting noise [N,H/8,W/8,4]")
     make.add_argument("--save-latents", type=Path, metavar="OUT.npy", help="the latents before decoding")
     make.add_argument("--tile", type=int, metavar="N", help="decode in tiles of N latent pixels: less memory")
+    make.add_argument("--devices", type=int, default=1, metavar="N", help="share the pictures of --count out over N")
     make.add_argument("--out", type=Path, default=Path("out.png"), help="a PNG; several pictures get -0, -1, …")
 
 
@@ -128,6 +130,7 @@ def run_generate(args: argparse.Namespace) -> None:
     begin = picture_options(args)
     latents = None if args.latents is None else read_array(args.latents)
     bundle = weights_convert.load(args.model, args.dtype, vae=args.vae, **_options(args))
+    bundle = bundle if args.devices == 1 else on_devices(bundle, args.devices)
     names = ("negative", "steps", "sampler", "spacing", "seed", "size", "clip_skip", "eta", "noise", "syntax")
     settings = {name: getattr(args, name) for name in names}
     scale = bundle.guidance if args.guidance is None else args.guidance
@@ -146,8 +149,8 @@ def run_generate(args: argparse.Namespace) -> None:
 def drawn(bundle: Bundle, prompts: list[str], keep: Path | None, tile: int | None, run: dict[str, Any]) -> np.ndarray:
     """The pictures; by way of latents where those are to be kept or decoded in tiles."""
     if keep is None and tile is None:
-        return generate(bundle, prompts, **run)
-    final = generate(bundle, prompts, output="latents", **run)
+        return generate(bundle, prompts, release=True, **run)
+    final = generate(bundle, prompts, output="latents", release=True, **run)
     if keep is not None:
         write_whole(keep, lambda file: np.save(file, final))
     pictures = decode(bundle, final, tile)

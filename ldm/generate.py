@@ -16,6 +16,7 @@ import numpy as np
 from ldm import program
 from ldm.acceleration.shortcuts import NO_SHORTCUTS, Shortcuts
 from ldm.bundle import Bundle
+from ldm.devices import check_count
 from ldm.guidance import Guidance
 from ldm.inputs import (
     check_parts,
@@ -30,7 +31,8 @@ from ldm.inputs import (
 )
 from ldm.models.autoencoder import from_uint8, to_uint8
 from ldm.pictures import as_pictures, composite
-from ldm.program import Inputs, Wrap
+from ldm.program import Wrap
+from ldm.request import Inputs, dealt
 from ldm.samplers import Plan, make_plan, named
 from ldm.schedule import check_name
 from ldm.starts import Picture, latents_of, picture_of, start_of
@@ -109,6 +111,7 @@ def generate(
     shortcuts: Shortcuts = NO_SHORTCUTS,
     index: int = 0,
     progress: bool = True,
+    release: bool = False,
 ) -> np.ndarray:
     """Pictures from text.
 
@@ -138,13 +141,15 @@ def generate(
     concat     [N, h, w, C'] for models with extra input channels; made of image and mask for inpainting models
     wrap       (denoiser, extra) -> denoiser: guidance of your own around all of this, compiled in (``ldm.guidance`` has
                some); ``extra``, a pytree of arrays, is what it is given at run time
+    release    the arrays of the text tower and the U-Net are deleted as soon as they have done their work: less memory,
+               and a bundle that can from then on only decode
     shortcuts  what may be left out to be faster, compiled in: :class:`ldm.Shortcuts`
 
     Returns a NumPy array. Raises ValueError, in one sentence, for what cannot be; warns where a prompt is cut at the
     tower's 77 tokens.
     """
     sampler, spacing = named(sampler, spacing)
-    prompts = checked(bundle, prompts, output, noise, image)
+    prompts = checked(bundle, prompts, output, noise, image, context)
     count, said = len(prompts), [*texts("negative", negative, len(prompts)), *prompts]
     picture = picture_of(count, size, image, mask, strength)
     plan = plan_of(bundle, sampler, spacing, steps, eta, picture)
@@ -157,7 +162,7 @@ def generate(
         extra,
     )
     static = {"configs": bundle.configs, "sampler": sampler, "output": output, "noise": noise, "wrap": wrap}
-    return run(bundle, values, static | {"shortcuts": shortcuts}, picture, bool(progress))
+    return run(bundle, values, static | {"shortcuts": shortcuts}, picture, bool(progress), bool(release))
 
 
 def numbered(seed: Any, index: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,22 +171,28 @@ def numbered(seed: Any, index: Any, count: int) -> tuple[np.ndarray, np.ndarray]
     return np.uint32(whole("seed", seed, 0, 2**32 - 1)), np.arange(count, dtype=np.int32) + first
 
 
-def run(bundle: Bundle, values: Inputs, static: dict[str, Any], picture: Picture | None, progress: bool) -> np.ndarray:
+def run(
+    bundle: Bundle, values: Inputs, static: dict[str, Any], picture: Picture | None, progress: bool, release: bool
+) -> np.ndarray:
     """Runs the program; then what must be seen to on the host: overflows, and what a mask keeps."""
-    output = static["output"]
-    made = program.draw(bundle.params, values, **static, progress=progress)
+    output, mesh = static["output"], bundle.mesh
+    values = values if mesh is None else values._replace(texts=dealt(values.texts, mesh.size))
+    made = program.draw(bundle.params, values, **static, progress=progress, release=release, mesh=mesh)
     result = whole_pictures(bundle, output, *map(np.asarray, made))
     painted = picture is not None and picture.masks is not None and output == "uint8"
     return composite(result, picture.images, picture.masks) if painted else result
 
 
-def checked(bundle: Bundle, prompts: Any, output: str, noise: str, image: Any) -> list[str]:
+def checked(bundle: Bundle, prompts: Any, output: str, noise: str, image: Any, context: Any) -> list[str]:
     """The prompts as a list. Raises ValueError for names that are none, and a model that cannot draw this."""
     check_name("output", output, OUTPUTS)
     check_name("noise", noise, program.NOISES)
-    bundle.require("unet", "text", *(["vae"] if output == "uint8" or image is not None else []))
+    needed = {"unet": True, "text": context is None, "vae": output == "uint8" or image is not None}
+    bundle.require(*(part for part, need in needed.items() if need))
     check_parts(bundle)
-    return texts("prompts", prompts)
+    prompts = texts("prompts", prompts)
+    check_count(bundle.mesh, len(prompts))
+    return prompts
 
 
 def plan_of(bundle: Bundle, sampler: str, spacing: str, steps: Any, eta: float | None, picture: Picture | None) -> Plan:

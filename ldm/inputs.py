@@ -12,8 +12,8 @@ import numpy as np
 
 from ldm.bundle import Bundle
 from ldm.guidance import Guidance
-from ldm.program import Texts
 from ldm.prompts import Chunks, chunks, padded, stages
+from ldm.request import Texts
 from ldm.samplers import Plan
 from ldm.tokenizer import Tokenizer
 
@@ -81,7 +81,7 @@ def guidance_of(bundle: Bundle, value: Any) -> Guidance:
 def check_parts(bundle: Bundle) -> None:
     """Raises ValueError unless the widths at which the parts meet are the same."""
     c = bundle.configs
-    if c.text.width != c.unet.context_dim:
+    if c.text is not None and c.text.width != c.unet.context_dim:
         raise ValueError(f"the text tower is {c.text.width} wide, the U-Net's context {c.unet.context_dim}")
     if c.vae is not None and c.vae.latent_channels != c.unet.out_channels:
         raise ValueError(

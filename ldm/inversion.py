@@ -17,7 +17,7 @@ from ldm import program
 from ldm.bundle import Bundle
 from ldm.generate import encode
 from ldm.inputs import check_parts, guidance_of, plain_texts, texts, whole
-from ldm.program import Inputs
+from ldm.request import Inputs
 from ldm.samplers import Plan
 from ldm.schedule import NoiseSchedule, sigmas
 from ldm.spacing import levels

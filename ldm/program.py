@@ -17,7 +17,7 @@ Only shapes, the sampler's name, the way to draw noise and the model's configura
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,13 @@ from ldm.acceleration.shortcuts import NO_SHORTCUTS, Shortcuts
 from ldm.bundle import Configs, module
 from ldm.conditioning import Conditioning
 from ldm.denoiser import Denoiser, from_network, to_variance_preserving
-from ldm.devices import CUT, CUT_SECOND, WHOLE, over
-from ldm.guidance import Guidance, cfg, keep_known, needs_negative, paired
+from ldm.devices import CUT, WHOLE, over
+from ldm.guidance import cfg, keep_known, needs_negative, paired
 from ldm.models.autoencoder import to_uint8
 from ldm.models.taesd import TinyVAEConfig
 from ldm.progress import watched
 from ldm.prompts import joined, weigh
+from ldm.request import CUT_INPUTS, CUT_START, CUT_STATE, CUT_TEXTS, Inputs, Start, Texts
 from ldm.samplers import (
     SAMPLERS,
     START,
@@ -48,46 +49,12 @@ from ldm.samplers import (
     proceed,
     unit_noise,
 )
-from ldm.samplers.multistep import History
 
 NOISES: dict[str, Callable[[Array, tuple[int, ...], Plan], NoiseAt]] = {
     "steps": lambda keys, shape, plan: noise_per_step(keys, shape),
     "brownian": lambda keys, shape, plan: brownian_noise(keys, shape, jnp.asarray(plan.levels)[plan.first]),
 }
 Wrap = Callable[[Denoiser, Any], Denoiser]  # (the guided denoiser, the caller's run-time values) -> another
-
-
-class Texts(NamedTuple):
-    """What is said. Of ``ids`` and ``context`` one is None."""
-
-    ids: Array | None  # [V, 2N, K, L] int32: negative prompts, then prompts
-    weights: Array | None  # [V, 2N, K, L] of the tokens; None: all 1
-    context: Array | None  # [V, 2N, S, E] in place of what the text tower makes of ids
-    below: Array  # [V, 2N] the noise level from which on downwards a text is in force; the first inf, never: -1
-    clip_skip: Array  # []
-
-
-class Start(NamedTuple):
-    """What a run starts from, and what it keeps."""
-
-    latents: Array  # [N, h, w, Z] unit noise, where `given`
-    given: Array  # [] bool
-    origin: Array  # [N, h, w, Z] the latent that the noise is added to: 0 for a picture from nothing
-    known: Array  # [N, h, w, Z] the latent that is kept where the mask is 0
-    mask: Array  # [N, h, w, 1] 1 to paint
-    concat: Array | None  # [N, h, w, C'] stacked on the latent's channels, for models that want it
-
-
-class Inputs(NamedTuple):
-    """The run-time values of one call, a pytree."""
-
-    texts: Texts
-    start: Start
-    guidance: Guidance
-    seed: Array  # [] uint32
-    indices: Array  # [N] int32: the pictures' numbers, which their noise follows from
-    plan: Plan
-    extra: Any = None  # a pytree of whatever a caller's own `wrap` needs
 
 
 def encode_text(configs: Configs, params: Any, ids: Array, skip: Array) -> Array:
@@ -157,12 +124,6 @@ def denoiser_of(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The three programs of a picture, one for each part of the model
-
-
-CUT_TEXTS = Texts(CUT_SECOND, CUT_SECOND, CUT_SECOND, CUT_SECOND, WHOLE)
-CUT_START = Start(CUT, WHOLE, CUT, CUT, CUT, CUT)
-CUT_INPUTS = Inputs(CUT_TEXTS, CUT_START, WHOLE, WHOLE, CUT, WHOLE, WHOLE)
-CUT_STATE = State(CUT, History(CUT_SECOND, CUT_SECOND, WHOLE))
 
 
 @functools.partial(jax.jit, static_argnames=("configs", "mesh"))

@@ -12,7 +12,7 @@ from ldm.bundle import Bundle
 from ldm.inputs import factor_of, latent_size, real
 from ldm.models.autoencoder import from_uint8
 from ldm.pictures import as_masks, as_pictures, sampled, touched
-from ldm.program import Start
+from ldm.request import Start
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 

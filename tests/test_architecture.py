@@ -40,6 +40,7 @@ LAYERS = [
     ["ldm.starts"],
     ["ldm.inputs"],
     ["ldm.program"],
+    ["ldm.request"],
     ["ldm.evaluation", "ldm.training"],
     ["ldm.adapters", "ldm.devices"],
     ["ldm.bundle"],

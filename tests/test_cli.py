@@ -116,6 +116,7 @@ def test_a_cut_prompt_is_a_warning_not_an_error(capsys, tiny_folder, tmp_path):
         (["--ema"], "is a folder, for which ema means nothing"),
         (["--dtype", "int8"], "invalid choice"),
         (["--vae", "none"], "none: no such file or folder"),
+        (["--devices", "99"], "99 devices were asked for, but JAX sees"),
     ],
 )
 def test_mistakes_in_options(capsys, tiny_folder, tmp_path, options, phrase):

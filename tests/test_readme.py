@@ -59,7 +59,7 @@ def test_the_arguments_of_generate_are_those_of_the_page():
 
 def test_the_functions_of_the_page_exist():
     names = set(re.findall(r"\b(?:ldm|weights_convert)\.\w+(?=\()", section("From Python")))
-    assert names == {"ldm.generate", "ldm.load", "weights_convert.load", "weights_convert.save"}
+    assert names == {"ldm.generate", "ldm.load", "ldm.on_devices", "weights_convert.load", "weights_convert.save"}
     for name in names:
         package, function = name.split(".")
         assert callable(getattr({"ldm": ldm, "weights_convert": weights_convert}[package], function))
