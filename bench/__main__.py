@@ -4,6 +4,7 @@
     python -m bench all --save cpu-2-cores          every question, every peer that is installed
     python -m bench report                          tables and plots of what was saved, into bench/README.md
     python -m bench gpu --save h200                 what is asked of an accelerator, in one go
+    python -m bench profile                         where the time of a U-Net call goes
 
 Prints a row of JSON for each result; sentences about what is left out go to the error stream.
 """
@@ -14,13 +15,13 @@ from pathlib import Path
 
 import jax
 
-from bench import gpu, report
+from bench import gpu, profiling, report
 from bench.machine import machine
 from bench.peers import OURS, PEERS
 from bench.questions import QUESTIONS, Options
 from bench.turns import installed, kept, rows
 
-OTHERS = {"report": report.main, "gpu": gpu.main}
+OTHERS = {"report": report.main, "gpu": gpu.main, "profile": profiling.main}
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

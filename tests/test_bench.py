@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import models, questions, report, turns
+from bench import gpu, models, profiling, questions, report, turns
 from bench.__main__ import arguments
 from bench.peers import OURS, PEERS
 from bench.workers import ldm as worker
@@ -112,3 +114,33 @@ def test_a_worker_says_in_a_sentence_what_went_wrong(tmp_path: Path):
     ask = {"question": "decode", "model": str(tmp_path / "nothing"), "dtype": "float32"}
     assert answers(worker)({"do": "prepare", "ask": ask})["error"].startswith("ValueError: ")
     assert one_sentence(RuntimeError("\n one \n two")) == "RuntimeError: one"
+
+
+def test_utilisation_is_the_models_arithmetic_over_the_peak():
+    second = {"seconds": {"median": 1.0}}
+    one = gpu.utilisation({"question": "unet", "batch": 2, "ours": second, "theirs": second})
+    many = gpu.utilisation({"question": "picture", "batch": 16, "steps": 20, "ours": second, "theirs": {}})
+    assert one["ours_utilisation"] == one["theirs_utilisation"] == round(1.354 / 989, 3)
+    assert many["ours_tflop_s"] == round(16 * 20 * 1.354, 1) and "theirs_tflop_s" not in many
+
+
+def test_the_profiler_knows_each_kind_of_operation_and_counts_its_arithmetic():
+    def program(x, kernel, w):
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        q = jnp.dot(y.reshape(1, 64, 1, 16), w)
+        return jax.nn.silu(profiling.marked("site", q, q, q))
+
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 8, 8, 3), (3, 3, 3, 16), (16, 16))]
+    traced = jax.jit(program).trace(*shapes)
+    counted = profiling.flops(traced.jaxpr.jaxpr)
+    assert counted == {"convolution": 2 * 64 * 16 * 27, "matmul": 2 * 64 * 16 * 16, "attention": 4 * 64 * 64 * 16}
+    kinds = {operation.kind for operation in profiling.operations(traced.lower().compile().as_text()).values()}
+    assert {"convolution", "matmul", "attention"} <= kinds <= set(profiling.KINDS)
+
+
+def test_sizes_and_kinds_are_read_from_a_programs_text():
+    assert profiling.size_of("f32[2,64,64,320]{3,2,1,0}") == 4 * 2 * 64 * 64 * 320
+    assert profiling.size_of("(bf16[8], s32[])") == 16 + 4
+    assert profiling.kind_of({"fusion", "transpose", "copy"}, "") == "layout"
+    assert profiling.kind_of({"fusion", "multiply", "reduce"}, "") == "norm and activation"
+    assert profiling.kind_of({"fusion", "dot"}, "attention_scope/dot_general") == "attention"
