@@ -37,7 +37,7 @@ class Family:
     convolutions: bool = True
 
 
-NARROW = {"heads": (2, 2, 2, 2), "context_dim": 64}
+SHALLOW = {"depth": (1, 0), "heads": (2, 2), "blocks": 1, "context_dim": 64}
 FAMILIES = {
     "sd1": Family(Configs(UNetConfig(), VAEConfig(), TextConfig()), (512, 512)),
     "sd2": Family(
@@ -52,8 +52,8 @@ FAMILIES = {
     ),
     "small": Family(
         Configs(
-            UNetConfig(channels=(32, 64, 64, 64), **NARROW),
-            VAEConfig(channels=(32, 32, 64, 64)),
+            UNetConfig(channels=(32, 64), **SHALLOW),
+            VAEConfig(channels=(32, 32, 64, 64), blocks=1),
             TextConfig(width=64, mlp_width=256, layers=2, heads=2),
         ),
         (64, 64),
