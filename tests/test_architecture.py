@@ -51,7 +51,7 @@ LAYERS = [
     ["ldm.denoiser", "ldm.bpe", "ldm.spacing", "ldm.prompts", "ldm.mixture"],
     ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file", "ldm.files", "ldm.pictures", "ldm.tiles"],
     ["ldm.vocabulary", "ldm.conditioning", "ldm.hooks", "ldm.startup"],
-    ["ldm.attention"],
+    ["ldm.attention", "ldm.convolution"],
 ]
 DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
 FILES = sorted(path for package in ("ldm", "weights_convert") for path in (ROOT / package).rglob("*.py"))

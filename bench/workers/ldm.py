@@ -109,6 +109,7 @@ def unet(bundle: Any, ask: Ask) -> Prepared:
 
     from ldm.bundle import module
     from ldm.conditioning import Conditioning
+    from ldm.program import IN_TURN
 
     width, height = ask["size"]
     x = noise(ask["batch"], height // 8, width // 8, 4).astype(ask["dtype"])
@@ -117,7 +118,7 @@ def unet(bundle: Any, ask: Ask) -> Prepared:
     def call(params: Any, x: Any, t: Any, context: Any) -> Any:
         return module(bundle.configs, params, "unet")(x, t, Conditioning(context))
 
-    return of_program(jax.jit(call), bundle.params, x, np.float32(500), context)
+    return of_program(jax.jit(call, compiler_options=IN_TURN), bundle.params, x, np.float32(500), context)
 
 
 def decode(bundle: Any, ask: Ask) -> Prepared:

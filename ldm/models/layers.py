@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from ldm.convolution import conv3x3
 from ldm.hooks import Hooks
 
 Params = dict[str, Array]
@@ -90,12 +91,22 @@ def zero_linear(c_in: int, c_out: int, keys: Keys) -> nnx.Linear:
     return nnx.Linear(c_in, c_out, kernel_init=nnx.initializers.zeros_init(), rngs=keys)
 
 
+class Conv3x3(nnx.Conv):
+    """A 3x3 convolution, kernel HWIO, that chooses its form: see ``ldm.convolution``."""
+
+    def __call__(self, x: Array) -> Array:
+        if self.strides != 1 or self.padding != 1:
+            return super().__call__(x)
+        y = conv3x3(x, self.kernel[...])
+        return y if self.bias is None else y + self.bias[...]
+
+
 def conv(
     c_in: int, c_out: int, keys: Keys, stride: int = 1, padding: Any = 1, bias: bool = True, zero: bool = False
-) -> nnx.Conv:
+) -> Conv3x3:
     """A 3x3 convolution, kernel HWIO, padded by a pixel on every side unless told otherwise; ``zero``: begins at 0."""
     start = nnx.initializers.zeros_init() if zero else lecun_normal
-    return nnx.Conv(c_in, c_out, (3, 3), strides=stride, padding=padding, use_bias=bias, kernel_init=start, rngs=keys)
+    return Conv3x3(c_in, c_out, (3, 3), strides=stride, padding=padding, use_bias=bias, kernel_init=start, rngs=keys)
 
 
 def group_norm(channels: int, groups: int, eps: float, keys: Keys) -> nnx.GroupNorm:
