@@ -29,7 +29,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ldm.schedule import check_name
 from ldm.training.optimiser import OptimiserConfig
-from ldm.training.step import DTYPES
+from ldm.training.step import DTYPES, REMAT
 
 T = TypeVar("T")
 COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
@@ -53,6 +53,7 @@ class TrainConfig:
     seed, batch         of all randomness; examples a step, of all devices and processes together
     accumulate          microbatches that a batch is cut into
     dtype, ema          of the weights within a step; decay of the average of the parameters, 0: none
+    remat               what is computed again on the way back to save memory: ``ldm.training.step.make_step``
     fsdp                devices that the state is cut over; what is left of the devices is data parallel
     log_every           steps of one line of metrics
     checkpoint_every    steps between checkpoints, of which the newest ``keep`` are kept
@@ -65,6 +66,7 @@ class TrainConfig:
     batch: int = within(64, (">", 0))
     accumulate: int = within(1, (">", 0))
     dtype: str = one_of("float32", *DTYPES)
+    remat: str = one_of("none", *REMAT)
     ema: float = within(0.999, (">=", 0), ("<", 1))
     optimiser: OptimiserConfig = OptimiserConfig()  # noqa: RUF009
     fsdp: int = within(1, (">", 0))

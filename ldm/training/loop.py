@@ -90,7 +90,7 @@ def train(
     mesh = make_mesh(fsdp=config.fsdp) if jax.device_count() > 1 or config.fsdp > 1 else None
     place = (lambda function, tree: tree) if mesh is None else (lambda function, tree: function(mesh, tree))
     update, end = optimiser.make(config.optimiser, steps), steps if until is None else min(until, steps)
-    numbers = {name: getattr(config, name) for name in ("seed", "accumulate", "ema", "dtype")}
+    numbers = {name: getattr(config, name) for name in ("seed", "accumulate", "ema", "dtype", "remat")}
     step = make_step(task.loss, update, mesh=mesh, **numbers)
     claim(out, record(task.name, steps, config), resume)
     state, frozen = place(shard_state, start(task.params, update)), place(replicate, task.frozen)

@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from ldm import bundle
 from ldm.attention import training_attention
@@ -25,6 +27,7 @@ from ldm.training.cache import keep_latents
 from ldm.training.config import TrainConfig, read
 from ldm.training.data import Batches, Tokens
 from ldm.training.folder_data import FolderData, FolderSource
+from ldm.training.step import BLOCK
 from ldm.training.toybox_data import ToyboxData, ToyboxSource, keep_maps, keep_scenes
 
 TOYBOX_ONLY = {  # what is asked of a source, and its name
@@ -34,7 +37,6 @@ TOYBOX_ONLY = {  # what is asked of a source, and its name
     "maps": "maps of toys, for loss.layout,",
 }
 MODEL = "model"  # the folder of the result
-TRAINING = Hooks(attend=training_attention)
 QUIET = (  # begin at zero: each block then passes on what it gets, and the network answers 0
     r"\.conv2\.kernel$",
     r"\.attn\.\d+\.proj_out\.kernel$",
@@ -53,6 +55,15 @@ class DataOptions:
 
     cache: str | None = None
     workers: int = 0
+
+
+def named(site: str, features: Array) -> Array:
+    """A tap that marks what leaves a block of the U-Net, for the policy "blocks" of ``ldm.training.step``."""
+    return checkpoint_name(features, BLOCK) if BLOCK_ENDS.search(site) else features
+
+
+TRAINING = Hooks(attend=training_attention, tap=named)
+BLOCK_ENDS = re.compile(r"\.res\.\d+$|\.ff$|\.middle$")
 
 
 def base_of(config: TrainConfig) -> Bundle:

@@ -24,6 +24,7 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
+from ldm.schedule import check_name
 from ldm.training.sharding import keep_rows, keep_state, keep_whole
 
 Metrics = dict[str, Array]
@@ -32,6 +33,14 @@ Loss = Callable[[Any, Any, Any, Array], tuple[Array, Metrics]]
 ``jax.vmap`` over them, as the functions of ``ldm.training.losses`` do."""
 
 DTYPES = ("float32", "bfloat16")
+BLOCK = "block"
+"""The name, by ``jax.ad_checkpoint.checkpoint_name``, of what leaves a block of a network."""
+REMAT = {
+    "none": None,
+    "blocks": jax.checkpoint_policies.save_only_these_names(BLOCK),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What the way back keeps of the way there, by name: see :func:`make_step`."""
 
 
 class State(NamedTuple):
@@ -57,6 +66,7 @@ def make_step(
     accumulate: int = 1,
     ema: float = 0.999,
     dtype: str = "float32",
+    remat: str = "none",
     mesh: Mesh | None = None,
 ) -> Callable[[State, Any, Any], tuple[State, Metrics]]:
     """The jitted function (state, frozen, batch) -> (state, metrics). It compiles once for each shape of batch.
@@ -68,6 +78,9 @@ def make_step(
     ema         d in eq. (1); 0: the average is the parameters themselves
     dtype       of the weights that the loss is given: "float32", or "bfloat16". Masters, gradients, sums over
                 microbatches and scalars among the parameters stay float32. ``frozen`` is handed over as it is
+    remat       what is kept of the way there for the way back, the rest being computed again (Chen et al. 2016,
+                arXiv:1604.06174): "none" recomputes nothing; "blocks" keeps what leaves each block of the U-Net; "dots"
+                the products with weights, convolutions not among them. Gradients are the same but for rounding
     mesh        of ``ldm.training.sharding.make_mesh``: the state is laid out, and the batch cut, as told there
 
     The state that is given is destroyed: its memory becomes the new one's. ``batch`` is a tree of arrays [B, ...], B
@@ -78,6 +91,7 @@ def make_step(
     counts on, and everything else is as before.
     """
     _check(accumulate, ema, dtype)
+    loss = rematerialised(loss, remat)
 
     def gradient(weights: Any, frozen: Any, batch: Any, keys: Array) -> tuple[Any, Metrics]:
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(weights, frozen, batch, keys)
@@ -98,6 +112,12 @@ def make_step(
         return keep_state(mesh, state), keep_whole(mesh, metrics)
 
     return jax.jit(step, donate_argnums=0)
+
+
+def rematerialised(loss: Loss, remat: str) -> Loss:
+    """``loss``, which keeps for its gradient what ``remat`` of ``REMAT`` says. Raises ValueError for another name."""
+    policy = REMAT[check_name("remat", remat, REMAT)]
+    return loss if policy is None else jax.checkpoint(loss, policy=policy)
 
 
 def example_keys(seed: int, step: Array, count: int) -> Array:

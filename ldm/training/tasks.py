@@ -157,7 +157,7 @@ def watching(prefix: str) -> tuple[Hooks, list[Array]]:
     def tap(site: str, features: Array) -> Array:
         if site.startswith(prefix):
             seen.append(features)
-        return features
+        return TRAINING.tap(site, features)
 
     return TRAINING._replace(tap=tap), seen
 
