@@ -165,14 +165,14 @@ HOLE[:8] = True
 
 
 def sampler(picture: Picture | None = None) -> tuple[Any, dict, Inputs, dict]:
-    """``ldm.generate``'s program, and parameters, inputs and static arguments for a tiny model and eight pictures."""
+    """``ldm.generate``'s programs, and parameters, inputs and static arguments for a tiny model and eight pictures."""
     bundle = random_bundle(configs=TINY, size=(16, 16))
     plan = make_plan(TINY.schedule, "euler_a", "leading", 3, strength=picture and picture.strength)
     said = plain_texts(bundle, [""] * 8 + [f"{n} dogs" for n in range(8)], 0)
     begin = start_of(bundle, 8, None, picture, None, None)
     inputs = Inputs(said, begin, guidance_of(bundle, 5.0), np.uint32(3), np.arange(8, dtype=np.int32), plan)
     static = {"configs": TINY, "sampler": "euler_a", "output": "latents", "noise": "steps", "progress": False}
-    return jax.jit(program.draw, static_argnames=tuple(static)), dict(bundle.params), inputs, static
+    return program.draw, dict(bundle.params), inputs, static
 
 
 def sampling() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Training and sampling on several devices, virtual ones and processes of one machine, give what one device gives."""
 
+import functools
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from ldm import program
 from ldm.training.sharding import distributed, make_mesh, rows, shard_batch, shard_state, state_shardings, whole
 from ldm.training.step import make_step, start
 
@@ -212,6 +214,9 @@ def test_a_training_step_lowers_for_cuda_and_tpu(dtype):
 
 
 def test_the_sampler_lowers_for_cuda_and_tpu():
-    program, params, inputs, static = mesh_programs.sampler()
-    exported = jax.export.export(program, platforms=("cuda", "tpu"))(params, inputs, **static)
+    _, params, inputs, static = mesh_programs.sampler()
+    said, state = jax.eval_shape(functools.partial(program.begin, configs=static["configs"]), params, inputs)
+    wanted = {name: static[name] for name in ("configs", "sampler", "noise")}
+    given = {"unet": params["unet"]}, inputs._replace(texts=said), state, np.int32(0), np.int32(3)
+    exported = jax.export.export(program.advance, platforms=("cuda", "tpu"))(*given, **wanted)
     assert exported.platforms == ("cuda", "tpu") and exported.out_avals[0].shape == (8, 8, 8, 4)
