@@ -26,11 +26,16 @@ def on_devices(bundle: Bundle, count: int) -> Bundle:
 
     Raises ValueError where there are not so many.
     """
+    mesh = mesh_of(count)
+    return replace(bundle, params=jax.device_put(dict(bundle.params), NamedSharding(mesh, WHOLE)), mesh=mesh)
+
+
+def mesh_of(count: int) -> Mesh:
+    """The first ``count`` devices of this machine in a row. Raises ValueError where there are not so many."""
     local = jax.local_devices()
     if not 1 <= count <= len(local):
         raise ValueError(f"{count} devices were asked for, but JAX sees {len(local)} here ({local[0].platform})")
-    mesh = Mesh(np.asarray(local[:count]), (AXIS,), axis_types=(AxisType.Auto,))
-    return replace(bundle, params=jax.device_put(dict(bundle.params), NamedSharding(mesh, WHOLE)), mesh=mesh)
+    return Mesh(np.asarray(local[:count]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def check_count(mesh: Mesh | None, count: int) -> None:
