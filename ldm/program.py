@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import Mesh
 
+from ldm.acceleration.int8 import tied
 from ldm.acceleration.shortcuts import NO_SHORTCUTS, Shortcuts
 from ldm.bundle import Configs, module
 from ldm.conditioning import Conditioning
@@ -97,10 +98,10 @@ def denoiser_of(
 ) -> Denoiser | Remembering:
     """The guided denoiser of one call, wrapped by the caller, and told what is known; where shortcuts keep a memory,
     one with a memory. A network that is told its guidance answers for the prompts alone."""
-    unet, schedule, g = module(configs, params, "unet"), configs.schedule, inputs.guidance
+    schedule, g, dtype = configs.schedule, inputs.guidance, params["unet"]["conv_out.kernel"].dtype
     said, start = contexts(configs, params, inputs.texts), inputs.start
     concat = None if start.concat is None else jnp.concatenate([start.concat, start.concat])
-    dtype, told = unet.conv_out.kernel.dtype, configs.unet.guidance_dim > 0
+    told = configs.unet.guidance_dim > 0
 
     def condition(context: Array, rows: slice) -> Conditioning:
         return Conditioning(context[rows], None, None if concat is None else concat[rows], g.scale if told else None)
@@ -112,6 +113,7 @@ def denoiser_of(
             context, needed = in_force(said, inputs.texts.below, sigma), None if told else needs_negative(g, sigma)
 
             def network(x: Array, t: Array) -> Array:
+                unet = module(configs, tied(params, x), "unet")
                 call = lambda x, hooks: unet(x, t, condition(context, slice(-len(x), None)), hooks=hooks)
                 y, kept[0] = shortcuts.run(call, configs.unet, x, step, kept[0], needed)
                 return y
