@@ -35,10 +35,21 @@ Loss = Callable[[Any, Any, Any, Array], tuple[Array, Metrics]]
 DTYPES = ("float32", "bfloat16")
 BLOCK = "block"
 """The name, by ``jax.ad_checkpoint.checkpoint_name``, of what leaves a block of a network."""
+
+
+def products_with_weights(operation: Any, *operands: Any, **numbers: Any) -> bool:
+    """A policy of ``jax.checkpoint``: keeps what linear layers make of feature maps [B, L, C] or [B, H, W, C].
+
+    A block of attention scores is a product of two matrices, and must not be kept: all blocks together are L * S.
+    """
+    product = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(operation, *operands, **numbers)
+    return product and operands[0].ndim > 2
+
+
 REMAT = {
     "none": None,
     "blocks": jax.checkpoint_policies.save_only_these_names(BLOCK),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": products_with_weights,
 }
 """What the way back keeps of the way there, by name: see :func:`make_step`."""
 
@@ -80,7 +91,7 @@ def make_step(
                 microbatches and scalars among the parameters stay float32. ``frozen`` is handed over as it is
     remat       what is kept of the way there for the way back, the rest being computed again (Chen et al. 2016,
                 arXiv:1604.06174): "none" recomputes nothing; "blocks" keeps what leaves each block of the U-Net; "dots"
-                the products with weights, convolutions not among them. Gradients are the same but for rounding
+                what linear layers make, and neither convolutions nor attention. Gradients are the same but for rounding
     mesh        of ``ldm.training.sharding.make_mesh``: the state is laid out, and the batch cut, as told there
 
     The state that is given is destroyed: its memory becomes the new one's. ``batch`` is a tree of arrays [B, ...], B
