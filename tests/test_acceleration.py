@@ -1,10 +1,13 @@
 """Laws of what is left out: nothing changes where nothing is left out, and what is left out is not computed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ldm
 from ldm.acceleration import cached_features, token_merging
 from ldm.acceleration.shortcuts import Shortcuts
 from ldm.attention import attention, fused_attention
@@ -13,6 +16,7 @@ from ldm.guidance import Guidance, needs_negative, positive_alone
 from ldm.hooks import Hooks
 from ldm.models.layers import bind, init
 from ldm.models.unet import UNet, UNetConfig
+from weights_convert.tiny import random_bundle
 
 CONFIG = UNetConfig(channels=(32, 64), blocks=1, depth=(1, 0), heads=(4, 4), context_dim=16, groups=8)
 BLOCKS = 4  # of the decoder
@@ -208,6 +212,35 @@ def test_every_third_step_is_whole(params, skip):
         np.testing.assert_array_equal(after, memory)
         assert np.abs(near - call(y, hooks)).max() > 1e-2
     np.testing.assert_allclose(run(y, 3, memory)[0], call(y, hooks), atol=1e-5)
+
+
+def latents(model, **options) -> np.ndarray:
+    """Four steps of a whole run."""
+    return ldm.generate(model, ["a", "b"], steps=4, output="latents", progress=False, **options)
+
+
+def test_a_run_takes_shortcuts(least):
+    wanted = latents(least)
+    np.testing.assert_allclose(latents(least, shortcuts=Shortcuts(skip_negative=True)), wanted, atol=1e-4)
+    kept = latents(least, shortcuts=Shortcuts(every=2, blocks=1))
+    assert 1e-3 < np.linalg.norm(kept - wanted) / np.linalg.norm(wanted) < 1
+    every = latents(least, sampler="heun", shortcuts=Shortcuts(True, 2, 1, 0.5), guidance=Guidance(5.0, low=1.0))
+    assert np.isfinite(every).all()
+
+
+def test_in_a_run_without_guidance_the_negative_prompt_is_not_asked(least):
+    plain, skipped = (latents(least, guidance=1.0, shortcuts=Shortcuts(skip)) for skip in (False, True))
+    np.testing.assert_allclose(skipped, plain, atol=1e-4)
+
+
+def test_a_network_that_is_told_its_guidance_answers_for_the_prompts_alone(least):
+    unet = dataclasses.replace(least.configs.unet, guidance_dim=8, groups=8)  # a norm of one channel hides the time
+    told = random_bundle(configs=dataclasses.replace(least.configs, unet=unet), size=least.size)
+    draw = lambda **options: latents(told, sampler="lcm", spacing="lcm", **options)
+    wanted = draw(guidance=2.0)
+    np.testing.assert_array_equal(draw(guidance=2.0, negative="something else"), wanted)
+    assert np.abs(draw(guidance=8.0) - wanted).max() > 1e-3
+    assert np.isfinite(draw(guidance=2.0, shortcuts=Shortcuts(True, 2, 1))).all()
 
 
 @pytest.mark.parametrize(
