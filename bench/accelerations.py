@@ -1,6 +1,6 @@
 """What leaving out work costs on the toybox's own model: ``python -m bench.accelerations measure|time``.
 
-    measure [NAMES…] --count 64    score, likeness and arithmetic of each way; rows of JSON into bench/results
+    measure [NAMES…] --count 64    score, likeness and arithmetic of each way; rows of JSON beside the page
     time --rounds 5                seconds of a picture, all ways in turn, medians
 
 Each way draws the same prompts from the same noise: ``count`` of one toy and as many of two, 20 DDIM steps, the model's
@@ -34,7 +34,7 @@ from ldm.samplers import make_plan
 from ldm.toybox.recipe.score import prompts_of, right
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench/results/accelerations.jsonl"
+RESULTS = ROOT / "docs/acceleration/measured.jsonl"
 AT_ONCE = 32
 
 
