@@ -73,6 +73,14 @@ def test_derivatives_are_those_of_the_plain_convolution(mode, monkeypatch):
         np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("varies", "convolutions"), [((0,), 1), ((1,), 1), ((0, 1), 2)])
+def test_what_is_frozen_costs_no_derivative(varies, convolutions):
+    """A frozen network's kernels have no gradient to compute: training a ControlNet must not pay for them."""
+    x, kernel = case(1, 16, 16, 64, out=64, dtype="float32")
+    program = str(jax.make_jaxpr(jax.grad(lambda x, k: conv3x3(x, k).sum(), argnums=varies))(x, kernel))
+    assert program.count("conv_general_dilated") == convolutions
+
+
 def form_of(*shape: int, out: int, dtype: str = "float32") -> str:
     """Which form conv3x3 takes for a shape, by the operations in its program."""
     kernel = jax.ShapeDtypeStruct((3, 3, shape[3], out), dtype)
