@@ -34,3 +34,16 @@ class Hooks(NamedTuple):
 
     attend: Attend = fused_attention
     tap: Tap = identity
+
+
+def watching(prefix: str, hooks: Hooks) -> tuple[Hooks, list[Array]]:
+    """Hooks that do what ``hooks`` do, and a list to which they add the features of each tap whose site begins with
+    ``prefix``, in the order of the network."""
+    seen: list[Array] = []
+
+    def tap(site: str, features: Array) -> Array:
+        if site.startswith(prefix):
+            seen.append(features)
+        return hooks.tap(site, features)
+
+    return hooks._replace(tap=tap), seen

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ldm.hooks import Hooks
+from ldm.hooks import Hooks, watching
 from ldm.models.unet import UNetConfig
 
 
@@ -39,18 +39,6 @@ def entrance(config: UNetConfig, blocks: int) -> str:
     return f"decoder.up.{level}.in.{block}"
 
 
-def keeping(site: str, hooks: Hooks) -> tuple[Hooks, list[Array]]:
-    """Hooks that change nothing, and a list to which they add the features at ``site``."""
-    kept: list[Array] = []
-
-    def tap(at: str, features: Array) -> Array:
-        if at == site:
-            kept.append(features)
-        return hooks.tap(at, features)
-
-    return hooks._replace(tap=tap), kept
-
-
 def recalling(site: str, features: Array, hooks: Hooks) -> Hooks:
     """Hooks that put ``features`` in the place of those at ``site``."""
     return hooks._replace(tap=lambda at, h: hooks.tap(at, features if at == site else h))
@@ -63,7 +51,7 @@ def cached(run: Callable[[Hooks], Array], site: str, hooks: Hooks, memory: Array
     """
 
     def computed() -> tuple[Array, Array]:
-        own, kept = keeping(site, hooks)
+        own, kept = watching(site, hooks)
         output = run(own)
         return output, kept[0]
 

@@ -23,7 +23,7 @@ from jax import Array
 
 from ldm.bundle import Bundle
 from ldm.conditioning import Conditioning
-from ldm.hooks import Hooks
+from ldm.hooks import watching
 from ldm.models.autoencoder import VAE, VAEConfig, from_uint8, reparameterize
 from ldm.models.classifier import Classifier, ClassifierConfig
 from ldm.models.layers import Params, bind
@@ -133,7 +133,7 @@ def unet(config: TrainConfig, out: Path) -> Task:
         ids = losses.drop_captions(parts[:, 1], batch["ids"], frozen["empty"], options.drop)
         cond = Conditioning(bind(TextTower, configs.text, frozen["text"])(ids).context)
         model = bind(UNet, own, {**frozen["unet"], **params["unet"]})
-        hooks, features = watching(f"decoder.up.{len(own.channels) - 1 - deep}.")
+        hooks, features = watching(f"decoder.up.{len(own.channels) - 1 - deep}.", TRAINING)
         network = lambda x, t: model(x, t, cond, hooks=hooks)
         noise = losses.denoising_loss(network, schedule, x0, parts[:, 2], options.diffusion)
         if not options.layout:
@@ -148,18 +148,6 @@ def unet(config: TrainConfig, out: Path) -> Task:
         configs, {**frozen, "unet": {**frozen["unet"], **average["unet"]}}, shown, np.asarray(empty), base.size
     )
     return Task("unet", begun, frozen, loss, data.batches, sample, finish)
-
-
-def watching(prefix: str) -> tuple[Hooks, list[Array]]:
-    """Hooks for training, and a list to which they add the features of all taps whose site begins with ``prefix``."""
-    seen: list[Array] = []
-
-    def tap(site: str, features: Array) -> Array:
-        if site.startswith(prefix):
-            seen.append(features)
-        return TRAINING.tap(site, features)
-
-    return TRAINING._replace(tap=tap), seen
 
 
 def schedule_of(config: TrainConfig) -> NoiseSchedule:
