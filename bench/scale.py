@@ -30,6 +30,7 @@ from jax.sharding import NamedSharding
 
 from bench.models import FAMILIES, Family
 from bench.training import batch_of, figures, full, of
+from bench.workers.protocol import timed
 from ldm import program
 from ldm.bundle import Configs
 from ldm.devices import WHOLE, mesh_of
@@ -142,11 +143,7 @@ def parameters_mb(configs: Configs) -> float:
 
 def seconds(run: Callable[[], Any], rounds: int = 5) -> float:
     """The median time of a run, after one that is not counted."""
-    times = []
-    for _ in range(rounds + 1):
-        begin = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - begin)
+    times = [timed(lambda: jax.block_until_ready(run()))[1] for _ in range(rounds + 1)]
     return statistics.median(times[1:])
 
 

@@ -1,6 +1,6 @@
 """How many toybox pictures a second, drawn and told, at 64x64.
 
-    python bench/toybox_rendering.py [--size 64] [--batch 64] [--rounds 9] [--save KIND]
+    python -m bench.toybox_rendering [--size 64] [--batch 64] [--rounds 9] [--save KIND]
 
 Pictures with 1, 2 and 3 samples along each side of a pixel, and truths, are made in turn, round after round, so that a
 busy moment of the machine hurts all of them alike; medians are reported. The scenes are drawn by lot before the clock
@@ -9,18 +9,15 @@ for the machine; ``--save cpu-2-cores`` appends them to ``bench/results/cpu-2-co
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import jax
 
+from bench.machine import machine
+from bench.report import keep
+from bench.workers.protocol import timed
 from ldm.toybox.dataset import Dataset, pictures
 from ldm.toybox.sampling import random_scenes
 from ldm.toybox.scene import Scene
@@ -31,27 +28,9 @@ LIMIT = 60.0  # pictures a second with 2x2 samples on two cores: what training o
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-def machine() -> dict:
-    """What the figures were measured on."""
-    device = jax.devices()[0]
-    return {
-        "bench": "toybox_rendering",
-        "date": datetime.date.today().isoformat(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),  # what else the machine was doing
-        "device": device.device_kind,
-        "platform": device.platform,
-        "system": f"{platform.system()} {platform.machine()}",
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def timed(run: Callable[[], object]) -> float:
+def seconds_of(run: Callable[[], object]) -> float:
     """Seconds of one call, until its result is there."""
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
+    return timed(lambda: jax.block_until_ready(run()))[1]
 
 
 def makers(size: int) -> dict[str, Callable[[Scene], object]]:
@@ -70,7 +49,7 @@ def measure(size: int, batch: int, rounds: int) -> list[dict]:
         scenes = random_scenes(range(r * batch, (r + 1) * batch))
         for name, make in makers(size).items():
             before = compiled.count(COMPILED)
-            seconds[name].append(timed(partial(make, scenes)))
+            seconds[name].append(seconds_of(partial(make, scenes)))
             compiles[name] += compiled.count(COMPILED) - before
     shape = {"size": size, "batch": batch, "rounds": rounds}
     rows = [question(name, times, batch) | {"compiles": compiles[name]} | shape for name, times in seconds.items()]
@@ -91,7 +70,9 @@ def question(name: str, times: list[float], batch: int) -> dict:
 def whole(size: int, batch: int, rounds: int) -> float:
     """Examples a second with all that a batch for training needs: scenes drawn by lot, captions, 2x2 pictures."""
     data = Dataset(seed=1, size=size)
-    times = [timed(lambda r=r: pictures(range(r * batch, (r + 1) * batch), data)["picture"]) for r in range(rounds)]
+    times = [
+        seconds_of(lambda r=r: pictures(range(r * batch, (r + 1) * batch), data)["picture"]) for r in range(rounds)
+    ]
     return round(batch / statistics.median(times), 1)
 
 
@@ -103,14 +84,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--save", metavar="KIND", help="append to bench/results/KIND.jsonl; a kind is cpu-2-cores")
     args = parser.parse_args()
-    rows = measure(args.size, args.batch, args.rounds)
-    lines = [json.dumps(row) for row in (machine(), *rows)]
-    print("\n".join(lines))
-    if args.save:
-        path = Path(__file__).parent / "results" / f"{args.save}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+    device = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    for row in (machine({"ldm": device}), *measure(args.size, args.batch, args.rounds)):
+        keep(row, args.save)
 
 
 if __name__ == "__main__":

@@ -140,10 +140,11 @@ def encode(bundle: Any, ask: Ask) -> Prepared:
 
 
 def picture(bundle: Any, ask: Ask) -> Prepared:
-    """Text to B pictures."""
+    """Text to B pictures. Where memory is asked for, parts are let go as soon as they are done, as by ``ldm generate``;
+    it can then run only once."""
     import ldm
 
-    numbers = {name: ask[name] for name in ("steps", "guidance", "size")}
+    numbers = {name: ask[name] for name in ("steps", "guidance", "size")} | {"release": ask["question"] == "memory"}
     run = partial(ldm.generate, bundle, [ask["prompt"]] * ask["batch"], progress=False, **numbers)
     return Prepared(run)
 
