@@ -19,11 +19,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ldm import weights_file
-from ldm.acceleration import int8
 from ldm.files import into_place
 from ldm.models.autoencoder import VAE, VAEConfig
 from ldm.models.classifier import Classifier, ClassifierConfig
-from ldm.models.layers import Params, bind, shapes
+from ldm.models.layers import Params, bind, shapes, whole
 from ldm.models.taesd import TinyVAE, TinyVAEConfig
 from ldm.models.text import TextConfig, TextTower
 from ldm.models.unet import UNet, UNetConfig
@@ -86,7 +85,7 @@ class Bundle:
 def module(configs: Configs, params: Mapping[str, Params], part: str) -> nnx.Module:
     """The Flax module of one part, with its arrays in it. Call it inside jit."""
     config = getattr(configs, part)
-    return bind(MODELS[type(config)], config, int8.whole(params[part]))
+    return bind(MODELS[type(config)], config, whole(params[part]))
 
 
 def as_dtype(name: Any) -> np.dtype:

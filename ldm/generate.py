@@ -30,6 +30,7 @@ from ldm.inputs import (
     whole,
 )
 from ldm.models.autoencoder import from_uint8, to_uint8
+from ldm.models.layers import dtype_of
 from ldm.pictures import as_pictures, composite
 from ldm.program import Wrap
 from ldm.request import Inputs, dealt
@@ -208,7 +209,7 @@ def plan_of(bundle: Bundle, sampler: str, spacing: str, steps: Any, eta: float |
 
 def whole_pictures(bundle: Bundle, output: str, result: np.ndarray, z: np.ndarray, finite: np.ndarray) -> np.ndarray:
     """``result``; where an autoencoder in float16 passed its range, decoded again in float32. Warns of both."""
-    half = "vae" in bundle.params and next(iter(bundle.params["vae"].values())).dtype == jnp.float16
+    half = "vae" in bundle.params and dtype_of(bundle.params["vae"]) == jnp.float16
     if output == "uint8" and half and not finite.all() and np.isfinite(z).all():
         warnings.warn(OVERFLOW, stacklevel=3)
         wide = jax.tree.map(lambda array: array.astype(jnp.float32), dict(bundle.params["vae"]))

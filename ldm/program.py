@@ -32,6 +32,7 @@ from ldm.denoiser import Denoiser, from_network, to_variance_preserving
 from ldm.devices import CUT, WHOLE, over
 from ldm.guidance import cfg, keep_known, needs_negative, paired
 from ldm.models.autoencoder import to_uint8
+from ldm.models.layers import dtype_of
 from ldm.models.taesd import TinyVAEConfig
 from ldm.progress import watched
 from ldm.prompts import joined, weigh
@@ -98,7 +99,7 @@ def denoiser_of(
 ) -> Denoiser | Remembering:
     """The guided denoiser of one call, wrapped by the caller, and told what is known; where shortcuts keep a memory,
     one with a memory. A network that is told its guidance answers for the prompts alone."""
-    schedule, g, dtype = configs.schedule, inputs.guidance, params["unet"]["conv_out.kernel"].dtype
+    schedule, g, dtype = configs.schedule, inputs.guidance, dtype_of(params["unet"])
     said, start = contexts(configs, params, inputs.texts), inputs.start
     concat = None if start.concat is None else jnp.concatenate([start.concat, start.concat])
     told = configs.unet.guidance_dim > 0
@@ -215,8 +216,8 @@ def draw(
     text, unet = part("text", inputs.texts.context is None), part("unet", True)
     said, state = begin(text, inputs, configs=configs, mesh=mesh)
     rows = len(state.x) * (1 if configs.unet.guidance_dim else 2)
-    dtype = next(iter(params["unet"].values())).dtype
-    state = state._replace(memory=shortcuts.memory(configs.unet, rows, state.x.shape[1:3], dtype))
+    memory = shortcuts.memory(configs.unet, rows, state.x.shape[1:3], dtype_of(params["unet"]))
+    state = state._replace(memory=memory)
     inputs, plan = inputs._replace(texts=said), inputs.plan
     if release:
         delete(params.get("text"))
@@ -258,10 +259,9 @@ def encoded(params: Any, pictures: Array, *, configs: Configs) -> Array:
     """
     vae = module(configs, params, "vae")
     tiny = isinstance(configs.vae, TinyVAEConfig)
-    dtype = jax.tree.leaves(params["vae"])[0].dtype
 
     def one(picture: Array) -> Array:
-        found = vae.encode(picture[None].astype(dtype))
+        found = vae.encode(picture[None].astype(dtype_of(params["vae"])))
         return (found if tiny else found[0] * configs.vae.scale)[0].astype(jnp.float32)
 
     return lax.map(one, pictures)

@@ -31,8 +31,12 @@ class Eighth(NamedTuple):
 
     @property
     def dtype(self) -> Any:
-        """Of the kernel that :func:`whole` makes of it."""
+        """Of the kernel."""
         return self.scale.dtype
+
+    def whole(self) -> Array:
+        """The kernel as an array again. Call it inside jit, next to where it is used."""
+        return self.values.astype(self.dtype) * self.scale
 
 
 def quantised(params: dict[str, Any]) -> dict[str, Any]:
@@ -45,12 +49,6 @@ def _eighth(kernel: np.ndarray) -> Eighth:
     largest = np.abs(wide).max(axis=tuple(range(wide.ndim - 1)))
     scale = np.where(largest > 0, largest, 1) / MOST
     return jax.device_put(Eighth(np.round(wide / scale).clip(-MOST, MOST).astype(np.int8), scale.astype(kernel.dtype)))
-
-
-def whole(params: dict[str, Any]) -> dict[str, Array]:
-    """The parameters with every quantised kernel as an array again. Call it inside jit, next to where they are used."""
-    restored = lambda w: w.values.astype(w.dtype) * w.scale if isinstance(w, Eighth) else w
-    return {name: restored(w) for name, w in params.items()}
 
 
 def tied(params: Any, x: Array) -> Any:

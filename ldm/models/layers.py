@@ -26,6 +26,24 @@ from ldm.hooks import Hooks
 Params = dict[str, Array]
 
 
+def dtype_of(params: Params) -> np.dtype:
+    """The dtype of a model's parameters, which is the one that it computes in."""
+    return next(iter(params.values())).dtype
+
+
+def array_of(leaf: Any) -> Array:
+    """The array, where ``leaf`` is a recipe for one: anything with ``whole() -> Array`` and ``dtype``.
+
+    Such are kernels in eight bits (``ldm.acceleration.int8``) and those that a LoRA changes (``ldm.adapters.lora``).
+    """
+    return leaf.whole() if hasattr(leaf, "whole") else leaf
+
+
+def whole(params: Params) -> Params:
+    """The parameters as arrays: see :func:`array_of`. Inside jit, each is then made where it is used."""
+    return {name: array_of(leaf) for name, leaf in params.items()}
+
+
 class Keys:
     """Random keys for ``rngs=``: the n-th key is ``fold_in(key, n)``. (``nnx.Rngs`` is quadratic under tracing.)"""
 
