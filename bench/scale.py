@@ -94,23 +94,23 @@ def filled(spec: jax.ShapeDtypeStruct) -> np.ndarray:
 
 
 def sampling(family: str, devices: int, count: int, dtype: str) -> tuple[Any, Callable[[], Any]]:
-    """The compiled program of the U-Net's steps for ``count`` pictures, and a run of it."""
+    """The program of the U-Net's steps for ``count`` pictures, traced, and a run of it."""
     configs, mesh = MODELS[family].configs, mesh_of(devices)
     inputs, state = request(configs, count, MODELS[family].size)
     unet = of("full", configs, dtype)[0]["unet"]
     specs = jax.tree.map(lambda s: laid(s, NamedSharding(mesh, WHOLE)), unet)
     static = {"configs": configs, "sampler": "ddim", "noise": "steps", "mesh": mesh}
     bounds = np.int32(0), np.int32(4)
-    compiled = program.advance.lower({"unet": specs}, inputs, state, *bounds, **static).compile()
+    traced = program.advance.trace({"unet": specs}, inputs, state, *bounds, **static)
     if family == "sd1":
-        return compiled, lambda: None
+        return traced, lambda: None
     params = {"unet": replicate(mesh, jax.tree.map(filled, unet))}
     begin = jax.tree.map(np.asarray, state)
-    return compiled, lambda: program.advance(params, inputs, begin, *bounds, **static)
+    return traced, lambda: program.advance(params, inputs, begin, *bounds, **static)
 
 
 def training(family: str, devices: int, fsdp: int, count: int, dtype: str) -> tuple[Any, Callable[[], Any]]:
-    """The compiled training step of the whole U-Net on a batch of ``count``, and a run of it."""
+    """The training step of the whole U-Net on a batch of ``count``, traced, and a run of it."""
     configs, size = MODELS[family].configs, MODELS[family].size
     mesh = make_mesh(devices // fsdp, fsdp, jax.devices()[:devices])
     sgd = optax.sgd(1e-5, momentum=0.9)  # Adam adds no communication, and compiles for minutes
@@ -122,9 +122,10 @@ def training(family: str, devices: int, fsdp: int, count: int, dtype: str) -> tu
     others = (
         jax.tree.map(lambda s, lay=lay: laid(s, lay(mesh)), tree) for tree, lay in ((frozen, whole), (batch, rows))
     )
-    compiled = step.lower(specs, *others).compile()
+    traced = step.trace(specs, *others)
     if family == "sd1":
-        return compiled, lambda: None
+        return traced, lambda: None
+    compiled = traced.lower().compile()
     made = jax.tree.map(filled, (state, frozen, batch))
     held = [shard_state(mesh, made[0])]
     rest = replicate(mesh, made[1]), shard_batch(mesh, made[2])
@@ -133,7 +134,7 @@ def training(family: str, devices: int, fsdp: int, count: int, dtype: str) -> tu
         held[0], metrics = compiled(held[0], *rest)
         return metrics
 
-    return compiled, run
+    return traced, run
 
 
 def parameters_mb(configs: Configs) -> float:
@@ -157,8 +158,8 @@ def measured() -> Iterator[dict[str, Any]]:
             "training, fully sharded": lambda d=devices: training("small", d, d, count, "float32"),
         }
         for what, make in makers.items():
-            compiled, run = make()
-            taken = seconds(run)
+            traced, run = make()
+            compiled, taken = traced.lower().compile(), seconds(run)
             alone.setdefault(what, taken)
             row = {"what": what, "devices": devices, "pictures": count, "seconds": round(taken, 4)}
             row["parameters_mb"] = parameters_mb(MODELS["small"].configs)
@@ -172,10 +173,12 @@ def planned(ways: list[str], each: list[int], dtype: str) -> Iterator[dict[str, 
         for count in each:
             begin, total = time.perf_counter(), count * DEVICES
             if way == "sampling":
-                compiled, _ = sampling("sd1", DEVICES, total, dtype)
+                traced, _ = sampling("sd1", DEVICES, total, dtype)
             else:
-                compiled, _ = training("sd1", DEVICES, DEVICES if way == "fsdp" else 1, total, dtype)
-            row = {"what": way, "dtype": dtype, "devices": DEVICES, "pictures_each": count, **figures(compiled)}
+                traced, _ = training("sd1", DEVICES, DEVICES if way == "fsdp" else 1, total, dtype)
+            compiled = traced.lower().compile()
+            work = figures(compiled, traced, 1 if way == "sampling" else DEVICES)  # sampling is traced for one device
+            row = {"what": way, "dtype": dtype, "devices": DEVICES, "pictures_each": count, **work}
             row["parameters_mb"] = parameters_mb(MODELS["sd1"].configs)
             yield row | {"collectives": collectives(compiled), "compile_s": round(time.perf_counter() - begin, 1)}
 

@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array, lax
 
 from bench.models import FAMILIES
+from bench.profiling import flops
 from bench.workers.protocol import Ask, Prepared, timed
 from ldm.adapters.controlnet import ControlNet, ControlNetConfig
 from ldm.bundle import MODELS, Configs
@@ -77,8 +78,8 @@ def batch_of(count: int, size: tuple[int, int], hint: bool) -> dict:
     return batch | ({"hint": jax.ShapeDtypeStruct((count, height, width, 3), jnp.float32)} if hint else {})
 
 
-def lowered(ask: Ask) -> tuple[Any, tuple]:
-    """The training step lowered for the compiler, and its abstract arguments (state, frozen, batch).
+def traced(ask: Ask) -> tuple[Any, tuple]:
+    """The training step as JAX has traced it, and its abstract arguments (state, frozen, batch).
 
     Masters and averages are float32; the networks compute in the question's dtype, and frozen ones are stored in it.
     """
@@ -89,16 +90,19 @@ def lowered(ask: Ask) -> tuple[Any, tuple]:
     step = make_step(loss, adam, seed=0, dtype=ask["dtype"])
     state = jax.eval_shape(lambda params: start(params, adam), learned)
     args = (state, frozen, batch_of(ask["batch"], ask["size"], how == "controlnet"))
-    return step.lower(*args), args
+    return step.trace(*args), args
 
 
-def figures(compiled: Any) -> dict[str, float]:
-    """Memory in MB and flops in G, as the compiler counts them. What is donated is counted once."""
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+def figures(compiled: Any, program: Any, devices: int = 1) -> dict[str, float]:
+    """Memory of one device in MB, as the compiler says, what is donated counted once; and GFLOP of the products.
+
+    Those are counted in the traced ``program``, of all ``devices`` together: the compiler counts a loop's body once.
+    """
+    memory, work = compiled.memory_analysis(), flops(program.jaxpr.jaxpr).total() / devices
     mb = lambda count: round(count / 1e6, 1)
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     sizes = {"arguments_mb": mb(memory.argument_size_in_bytes), "temporaries_mb": mb(memory.temp_size_in_bytes)}
-    return sizes | {"needed_mb": mb(kept + memory.temp_size_in_bytes), "gflop": round(cost["flops"] / 1e9, 1)}
+    return sizes | {"needed_mb": mb(kept + memory.temp_size_in_bytes), "gflop": round(work / 1e9, 1)}
 
 
 def filled(specs: Any) -> Any:
@@ -118,9 +122,9 @@ def filled(specs: Any) -> Any:
 
 def prepared(ask: Ask) -> Prepared:
     """Compiles the step. On a CPU nothing runs at the real size: it would take minutes, and no one trains so."""
-    program, args = lowered(ask)
-    compiled, seconds = timed(program.compile)
-    notes = {"compile_s": seconds, **figures(compiled), "executed": False}
+    program, args = traced(ask)
+    compiled, seconds = timed(program.lower().compile)
+    notes = {"compile_s": seconds, **figures(compiled, program), "executed": False}
     if jax.default_backend() == "cpu" and ask["family"] != "small":
         return Prepared(lambda: None, notes)
     state, frozen, batch = filled(args)
