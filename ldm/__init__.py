@@ -1,6 +1,8 @@
 """Latent diffusion from scratch in JAX: models, samplers, guidance, jitted whole from text to picture."""
 
 from ldm.acceleration.shortcuts import Shortcuts
+from ldm.adapters.lora import with_lora, without_lora
+from ldm.adapters.textual_inversion import with_word
 from ldm.bundle import Bundle, load, save
 from ldm.devices import on_devices
 from ldm.generate import decode, encode, encode_prompts, generate
@@ -17,4 +19,7 @@ __all__ = [
     "load",
     "on_devices",
     "save",
+    "with_lora",
+    "with_word",
+    "without_lora",
 ]

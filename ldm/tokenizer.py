@@ -29,7 +29,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +118,18 @@ def _finder(added: Sequence[AddedToken], normalized: bool) -> tuple[re.Pattern |
     return (re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None), ids
 
 
+def _runs(added: Sequence[AddedToken]) -> dict[int, range]:
+    """Added tokens that stand for several: "x" with number n where "x_1", "x_2", … have n + 1, n + 2, …"""
+    numbers, runs = {token.content: token.id for token in added}, {}
+    for token in added:
+        count = 1
+        while numbers.get(f"{token.content}_{count}") == token.id + count:
+            count += 1
+        if count > 1:
+            runs[token.id] = range(token.id, token.id + count)
+    return runs
+
+
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A CLIP vocabulary and what is computed from it. Immutable; make one by :meth:`clip` or :meth:`from_folder`.
@@ -128,6 +140,9 @@ class Tokenizer:
 
     Some public folders (Stable Diffusion 2) pad with ``!``, and by naming it an added token take every ``!`` of a
     prompt for padding too. So do the public pipelines, and so does this class.
+
+    An added token with followers "x_1", "x_2", … under the next numbers is a word of several vectors (textual
+    inversion): where "x" stands in a text, all of them do.
     """
 
     vocab: Mapping[str, int] = field(repr=False)
@@ -146,6 +161,7 @@ class Tokenizer:
             "_tokens": tokens,
             "_raw": _finder(self.added, normalized=False),
             "_normalized": _finder(self.added, normalized=True),
+            "_runs": _runs(self.added),
             "_word": functools.lru_cache(CACHED_WORDS)(self._encode_word),
         }
         for name, value in derived.items():
@@ -166,6 +182,22 @@ class Tokenizer:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         vocabulary.write(Path(folder), **fields)
 
+    def with_word(self, word: str, numbers: range) -> "Tokenizer":
+        """This tokenizer, and ``word`` as an added token of one number, or of several in a row.
+
+        Raises ValueError if the word is a token already, or none that could stand in a text.
+        """
+        known = {*self.vocab, *(token.content for token in self.added)}
+        if not clean(word).strip() or word != word.strip():
+            raise ValueError(f"a new word must be a text without white space around it, got {word!r}")
+        if taken := [name for name in (word, word + END_OF_WORD) if name in known or name.lower() in known]:
+            raise ValueError(
+                f"{word!r} is a token already ({taken[0]!r}); name the new word otherwise, such as <{word}>"
+            )
+        names = [word, *(f"{word}_{n}" for n in range(1, len(numbers)))]
+        new = (AddedToken(name, number, normalized=True) for name, number in zip(names, numbers, strict=True))
+        return replace(self, added=(*self.added, *new))
+
     @property
     def vocab_size(self) -> int:
         """Rows that an embedding table needs: one more than the largest number."""
@@ -177,7 +209,7 @@ class Tokenizer:
         ids = []
         for raw, raw_id in _split(text, *self._raw):
             ids.extend([raw_id] if raw is None else self._encode_cleaned(clean(raw)))
-        return ids
+        return [number for i in ids for number in self._runs.get(i, (i,))]
 
     def _encode_cleaned(self, text: str) -> Iterator[int]:
         for part, added_id in _split(text, *self._normalized):

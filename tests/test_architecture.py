@@ -22,6 +22,7 @@ FOREIGN = (
 LONGEST_FILE, LONGEST_FUNCTION = 300, 45
 JIT_FILES = (
     "ldm/program.py",
+    "ldm/adapters/lora.py",
     "ldm/editing/",
     "ldm/training/",
     "ldm/toybox/world.py",
@@ -32,6 +33,7 @@ JIT_FILES = (
 # Imports of ldm point only downwards in this list; modules of one row do not import one another.
 LAYERS = [
     ["ldm.cli", "ldm.toybox.recipe"],
+    ["ldm.cli_generate"],
     ["ldm.course"],
     ["ldm"],
     ["ldm.editing"],
@@ -121,7 +123,7 @@ def test_imports_point_downwards(path):
     name = name_of(path)
     for module in imports(path) & MODULES:
         if module.startswith("weights_convert"):
-            assert name == "ldm.cli" or name.startswith("weights_convert"), f"{name} imports {module}"
+            assert name.startswith(("ldm.cli", "weights_convert")), f"{name} imports {module}"
         elif name.startswith("ldm") and row_of(module) != row_of(name):
             assert DEPTH[row_of(module)] > DEPTH[row_of(name)], f"{name} imports {module}, which is not below it"
         elif name.startswith("weights_convert"):

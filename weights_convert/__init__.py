@@ -1,6 +1,8 @@
 """Public PyTorch checkpoints read into this project's models, without PyTorch."""
 
 from ldm.bundle import save
+from weights_convert.adapters.embedding import load_embedding
+from weights_convert.adapters.lora import load_lora
 from weights_convert.load import load
 
-__all__ = ["load", "save"]
+__all__ = ["load", "load_embedding", "load_lora", "save"]

@@ -8,8 +8,11 @@ from typing import Any
 import ldm.bundle
 from ldm.bundle import MODELS, Bundle
 from ldm.models.layers import shapes
+from weights_convert.adapters import inspection as adapters
+from weights_convert.adapters.lora import FILES as LORA_FILES
 from weights_convert.engine import Part, compare
 from weights_convert.load import find, located
+from weights_convert.reading import read_file
 
 
 def inspect(source: str | Path, **options: Any) -> str:
@@ -25,12 +28,24 @@ def inspect(source: str | Path, **options: Any) -> str:
             dtypes = Counter(str(a.dtype) for a in params.values())
             lines.append(_line(name, getattr(bundle.configs, name), _dtypes(dtypes)))
         return "\n".join([*lines, *_tail(bundle, "its config.json")])
+    if adapter := adapter_report(path):
+        return adapter
     found = find(path, **options)
     lines = [f"{path}: {found.family}"]
     for name, part in found.parts.items():
         lines.append(_line(name, part.config, _dtypes(Counter(str(t.dtype) for t in part.tensors.values()))))
         lines.append(f"          {part.layout().title} names; {_fit(part)}")
     return "\n".join([*lines, *_tail(found.bundle, found.prediction_from)])
+
+
+def adapter_report(path: Path) -> str | None:
+    """The report on a LoRA or an embedding; None where the source is something else."""
+    if path.is_dir():
+        return adapters.lora_report(path) if any((path / name).exists() for name in LORA_FILES) else None
+    checkpoint = read_file(path)
+    if adapters.is_embedding(checkpoint.tensors):
+        return adapters.embedding_report(path, checkpoint)
+    return adapters.lora_report(path) if adapters.is_lora(checkpoint.tensors) else None
 
 
 def _line(name: str, config: Any, dtypes: str) -> str:
