@@ -90,7 +90,8 @@ def known_tables(config: TrainConfig, *parts: str) -> None:
     """Raises ValueError for a table of ``[model]`` that the task does not know."""
     odd = [name for name in config.model if name not in parts]
     if odd:
-        raise ValueError(f"model.{odd[0]}: this task knows {', '.join(f'model.{part}' for part in parts)}")
+        known = ", ".join(f"model.{part}" for part in parts) or "no tables of the model: they are the base's"
+        raise ValueError(f"model.{odd[0]}: this task knows {known}")
 
 
 def fresh(model: type, own: Any, seed: int, quiet: tuple[str, ...] = ()) -> Params:

@@ -30,13 +30,18 @@ def reconstruct(config: VAEConfig, params: Params, pictures: np.ndarray) -> tupl
     return np.concatenate([seen for seen, _ in done]), np.concatenate([z for _, z in done]).std()
 
 
-def draw(configs: Configs, params: Any, ids: np.ndarray, empty: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pictures uint8 [N, H, W, 3] of captions, ids [N, S], by 20 steps of guided DDIM; the same noise each time."""
+def draw(
+    configs: Configs, params: Any, ids: np.ndarray, empty: np.ndarray, size: tuple[int, int], first: int = 0
+) -> np.ndarray:
+    """Pictures uint8 [N, H, W, 3] of captions, ids [N, S], by 20 steps of guided DDIM.
+
+    Picture i has the noise of number ``first`` + i: the same each time.
+    """
     plan = make_plan(configs.schedule, SAMPLER, SPACING, STEPS)
     parts = {part: params[part] for part in ("unet", "vae", "text")}
     side = tuple(length // configs.vae.factor for length in size[::-1])
     both = np.concatenate([np.broadcast_to(empty, ids.shape), ids])
-    return np.asarray(_draw(configs, parts, both, plan, side))
+    return np.asarray(_draw(configs, parts, both, plan, side, jnp.int32(first)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -47,10 +52,10 @@ def _reconstruct(config: VAEConfig, params: Params, pictures: Array) -> tuple[Ar
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _draw(configs: Configs, params: Any, ids: Array, plan: Plan, side: tuple[int, int]) -> Array:
+def _draw(configs: Configs, params: Any, ids: Array, plan: Plan, side: tuple[int, int], first: Array) -> Array:
     unet, cond = module(configs, params, "unet"), Conditioning(module(configs, params, "text")(ids).context)
     count, shape = len(ids) // 2, (*side, configs.vae.latent_channels)
-    keys = image_keys(jnp.uint32(SEED), jnp.arange(count))
+    keys = image_keys(jnp.uint32(SEED), first + jnp.arange(count))
     denoise = cfg(paired(from_network(lambda x, t: unet(x, t, cond), configs.schedule)), jnp.float32(GUIDANCE))
     start = plan.scale * unit_noise(keys, START, shape)
     x = sample(SAMPLERS[SAMPLER], denoise, start, plan, noise_per_step(keys, shape))

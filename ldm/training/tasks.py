@@ -17,22 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ldm.bundle import Bundle
-from ldm.conditioning import Conditioning
 from ldm.hooks import watching
 from ldm.models.autoencoder import VAE, VAEConfig, from_uint8, reparameterize
 from ldm.models.classifier import Classifier, ClassifierConfig
 from ldm.models.layers import Params, bind
-from ldm.models.text import TextTower
 from ldm.models.unet import UNet, UNetConfig
 from ldm.schedule import NoiseSchedule
 from ldm.toybox.scene import COLOURS, KINDS
 from ldm.training import losses
 from ldm.training.config import TrainConfig, read, within
+from ldm.training.denoising import denoise, latents
 from ldm.training.grounding import Layout, LayoutConfig, layout_loss
 from ldm.training.loop import Task
 from ldm.training.losses import DiffusionOptions, VAEWeights
@@ -128,14 +125,9 @@ def unet(config: TrainConfig, out: Path) -> Task:
     begun = {"unet": trained} | ({"layout": fresh(Layout, layout, config.seed + 1)} if options.layout else {})
 
     def loss(params: Any, frozen: Any, batch: Any, keys: Array) -> tuple[Array, dict]:
-        parts = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-        x0 = latents(base, frozen, batch, parts[:, 0])
-        ids = losses.drop_captions(parts[:, 1], batch["ids"], frozen["empty"], options.drop)
-        cond = Conditioning(bind(TextTower, configs.text, frozen["text"])(ids).context)
-        model = bind(UNet, own, {**frozen["unet"], **params["unet"]})
         hooks, features = watching(f"decoder.up.{len(own.channels) - 1 - deep}.", TRAINING)
-        network = lambda x, t: model(x, t, cond, hooks=hooks)
-        noise = losses.denoising_loss(network, schedule, x0, parts[:, 2], options.diffusion)
+        parts = {**frozen, "unet": {**frozen["unet"], **params["unet"]}}
+        noise = denoise(configs, parts, batch, keys, options.drop, options.diffusion, hooks)
         if not options.layout:
             return noise
         head = bind(Layout, layout, params["layout"])
@@ -155,16 +147,6 @@ def schedule_of(config: TrainConfig) -> NoiseSchedule:
     return read(NoiseSchedule, config.model.get("schedule", {}), "model.schedule")
 
 
-def latents(base: Bundle, frozen: Any, batch: Any, keys: Array) -> Array:
-    """Latents of unit variance [B, h, w, Z] of a batch: drawn from those that are kept, or encoded here."""
-    if "mean" in batch:
-        mean, logvar = (batch[name].astype(jnp.float32) for name in ("mean", "logvar"))
-    else:
-        mean, logvar = bind(VAE, base.configs.vae, frozen["vae"]).encode(from_uint8(batch["pictures"]), TRAINING)
-    noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
-    return jax.lax.stop_gradient(reparameterize(mean, logvar, noise) * base.configs.vae.scale)
-
-
 def classifier(config: TrainConfig, out: Path) -> Task:
     """Kind and colour of the toy in a noisy latent; ``[loss]``: :class:`ldm.training.losses.DiffusionOptions`."""
     known_tables(config, "classifier", "schedule")
@@ -179,7 +161,7 @@ def classifier(config: TrainConfig, out: Path) -> Task:
 
     def loss(params: Any, frozen: Any, batch: Any, keys: Array) -> tuple[Array, dict]:
         parts = jax.vmap(lambda key: jax.random.split(key))(keys)
-        x, t = losses.noisy(schedule, latents(base, frozen, batch, parts[:, 0]), parts[:, 1], options)[:2]
+        x, t = losses.noisy(schedule, latents(base.configs, frozen, batch, parts[:, 0]), parts[:, 1], options)[:2]
         logits = bind(Classifier, own, {**frozen["classifier"], **params["classifier"]})(x, t)
         labels = {"kind": batch["labels"] // len(COLOURS), "colour": batch["labels"] % len(COLOURS)}
         each = {name: losses.classifier_loss(l, y) for (name, y), l in zip(labels.items(), logits, strict=True)}

@@ -1,0 +1,222 @@
+"""What a few pictures can teach the toybox's model, measured: ``python -m ldm.toybox.recipe.personal OUT [NAMES…]``.
+
+    lora        the telephone handset, which no training scene has, from 12 renders: by rank, and by alpha / r
+    word        the same by textual inversion: one new word, the model as it is
+    dreambooth  one toy (a small shiny purple cube, "zyx cube") from 12 renders, without and with pictures of the class
+
+Every run is of the command ``ldm train`` and of several seeds: of the renders, of the run, of the noise. Rows of JSON
+go to OUT/measured.jsonl and are skipped if they are there; ``python -m ldm.toybox.recipe.personal_page`` draws them.
+
+    shape     share of pictures in which the one toy is a handset, for "a COLOUR telephone handset", by an instrument
+              that knows all seven kinds: see ``ldm.toybox.recipe.seven_kinds``
+    colour    share in which it has the colour that was asked for
+    kept      share all right of fresh prompts of other toys: what has been forgotten
+    subject   share of purple cubes for "a zyx cube"
+    drift     how much more often than before "a cube" is purple
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import ldm
+from ldm import Bundle, bundle
+from ldm.adapters.lora import Change, LowRank, with_lora
+from ldm.adapters.textual_inversion import with_word
+from ldm.files import into_place
+from ldm.toybox import recogniser
+from ldm.toybox.recipe import seven_kinds
+from ldm.toybox.recipe.score import prompts_of, right
+from ldm.toybox.sampling import random_scenes
+from ldm.toybox.scene import COLOURS, HANDSET, KINDS, MATERIALS, Scene
+from ldm.toybox.world import render, to_uint8
+from ldm.training import config, loop, personal
+from ldm.weights_file import read
+
+SEEDS, SHOTS, SIZE = (0, 1, 2), 12, 64
+EACH, KEPT = 8, 64  # pictures of each prompt; prompts of other toys
+WORD, RARE = "<handset>", "zyx"
+SUBJECT = {
+    "kind": KINDS.index("cube"),
+    "colour": COLOURS.index("purple"),
+    "size": 0,
+    "material": MATERIALS.index("shiny"),
+}
+COMMON = {"batch": 8, "ema": 0.0, "log_every": 50, "checkpoint_every": 1000, "sample_every": 0, "base": "toybox"}
+NOISE = {"timesteps": "logit_normal", "shift": 2.0}
+RANKS, ALPHAS = (1, 2, 4, 8, 16), (1.0, 2.0, 8.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures to learn from
+
+
+def handsets(seed: int, count: int = SHOTS) -> tuple[Scene, list[str]]:
+    """Scenes with one handset, of the colours in turn, and their captions."""
+    scenes = random_scenes(range(count), 9000 + seed, "train", 1)
+    colour = scenes.colour.copy()
+    colour[:, 0] = np.arange(count) % len(COLOURS)
+    kind = np.where(scenes.kind >= 0, HANDSET, -1).astype(np.int32)
+    return replace(scenes, kind=kind, colour=colour), [f"a {COLOURS[c]} telephone handset" for c in colour[:, 0]]
+
+
+def subjects(seed: int, count: int = SHOTS) -> tuple[Scene, list[str]]:
+    """Scenes with the one toy that a rare word is to mean."""
+    scenes = random_scenes(range(count), 9500 + seed, "train", 1)
+    full = scenes.kind >= 0
+    changed = {name: np.where(full, value, getattr(scenes, name)).astype(np.int32) for name, value in SUBJECT.items()}
+    return replace(scenes, **changed), [f"a {RARE} {KINDS[SUBJECT['kind']]}"] * count
+
+
+def folder(path: Path, scenes: Scene, captions: list[str]) -> Path:
+    """The renders as an image folder, if it is not there."""
+
+    def write(to: Path) -> None:
+        pictures = to_uint8(render(scenes, SIZE))
+        rows = [{"file_name": f"{i:02}.png", "text": text} for i, text in enumerate(captions)]
+        for row, picture in zip(rows, pictures, strict=True):
+            Image.fromarray(picture).save(to / row["file_name"])
+        (to / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    if not path.exists():
+        into_place(path, write)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+
+
+def trained(task: str, out: Path, steps: int, data: Path, rate: float, **settings: Any) -> tuple[Path, float]:
+    """``ldm train``: (its folder, minutes). What is there already is not done again."""
+    plain = COMMON | settings | {"data": {"path": str(data), "size": SIZE}, "optimiser": {"learning_rate": rate}}
+    read_back = config.read(config.TrainConfig, plain)
+    start = time.perf_counter()
+    loop.train(personal.TASKS[task](read_back, out), read_back, out, steps, resume=out.exists())
+    return out, (time.perf_counter() - start) / 60
+
+
+def lora_of(path: Path, alpha: float) -> dict[str, dict[str, Change]]:
+    """The LoRA in a file of ``ldm train lora``."""
+    arrays, found = read(path), {}
+    for name, down in arrays.items():
+        if name.endswith(".lora_down.weight"):
+            layer = name.removesuffix(".lora_down.weight")
+            form = LowRank(down.T, arrays[f"{layer}.lora_up.weight"].T)
+            _, part, kernel = layer.split(".", 2)
+            found.setdefault(part, {})[f"{kernel}.kernel"] = Change(form, np.float32(alpha / down.shape[0]))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What they have learned
+
+
+def drawn(model: Bundle, prompts: list[str], seed: int) -> np.ndarray:
+    """[P, 64, 64, 3] float32 in [0, 1]: one picture of each prompt."""
+    settings = {"steps": 20, "spacing": "trailing", "seed": 20_000 + seed, "progress": False}
+    parts = [ldm.generate(model, prompts[i : i + 64], **settings, index=i) for i in range(0, len(prompts), 64)]
+    return np.concatenate(parts).astype(np.float32) / 255
+
+
+def shapes_right(model: Bundle, seed: int, name: str) -> dict[str, float]:
+    """shape and colour of handsets, and what is kept of others; per cent."""
+    wanted = [(c, f"a {COLOURS[c]} {name}") for c in range(len(COLOURS)) for _ in range(EACH)]
+    seen = drawn(model, [text for _, text in wanted], seed)
+    kinds, slots = seven_kinds.kinds(seen), recogniser.scan_all(recogniser.load(), seen)
+    share = lambda good: round(100 * float(np.mean(good)), 1)
+    found = {
+        "shape": share(kinds == HANDSET),
+        "colour": share(np.asarray(slots.colour)[:, 0] == [c for c, _ in wanted]),
+    }
+    return found | {"kept": kept(model, seed)}
+
+
+def kept(model: Bundle, seed: int) -> float:
+    """Per cent all right of fresh prompts of one toy."""
+    prompts = prompts_of(KEPT, 1, False, 70 + seed)
+    return right(prompts, drawn(model, prompts, seed))["all right"]
+
+
+def purple(model: Bundle, prompt: str, seed: int) -> float:
+    """Per cent of pictures that show one purple cube."""
+    slots = recogniser.scan_all(recogniser.load(), drawn(model, [prompt] * 64, seed))
+    good = [np.asarray(getattr(slots, name))[:, 0] == SUBJECT[name] for name in ("kind", "colour")]
+    return round(100 * float(np.mean(good[0] & good[1])), 1)
+
+
+def lora(out: Path, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of ranks at alpha = r, and of alphas at rank 4."""
+    data, base = folder(out / f"handsets-{seed}", *handsets(seed)), bundle.load("toybox")
+    yield {"way": "before", **shapes_right(base, seed, "telephone handset")}
+    for rank, alpha in [*((r, float(r)) for r in RANKS), *((4, a) for a in ALPHAS)]:
+        place, minutes = trained(
+            "lora", out / f"lora-{rank}-{alpha:g}-{seed}", 400, data, 1e-3, seed=seed,
+            loss={"rank": rank, "alpha": alpha, "diffusion": NOISE}, layers=["attn.*\\.kernel$", "ff.*\\.kernel$"],
+        )  # fmt: skip
+        model = with_lora(base, lora_of(place / personal.LORA_FILE, alpha), folded=True)
+        row = {"way": "lora", "rank": rank, "alpha": alpha, "minutes": round(minutes, 2)}
+        yield row | shapes_right(model, seed, "telephone handset")
+
+
+def word(out: Path, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of one and of four vectors."""
+    scenes, captions = handsets(seed)
+    texts = [caption.replace("telephone handset", WORD) for caption in captions]
+    data, base = folder(out / f"words-{seed}", scenes, texts), bundle.load("toybox")
+    for vectors in (1, 4):
+        said = {"word": WORD, "begin": "toy", "vectors": vectors, "diffusion": NOISE}
+        place, minutes = trained(
+            "textual_inversion", out / f"word-{vectors}-{seed}", 400, data, 5e-3, seed=seed, loss=said
+        )
+        model = with_word(base, WORD, read(place / personal.EMBEDDING_FILE)[WORD])
+        row = {"way": "word", "vectors": vectors, "minutes": round(minutes, 2)}
+        yield row | shapes_right(model, seed, WORD)
+
+
+def dreambooth(out: Path, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows without and with pictures of the class."""
+    data, base = folder(out / f"subject-{seed}", *subjects(seed)), bundle.load("toybox")
+    rare, plain = (f"a {w}{KINDS[SUBJECT['kind']]}" for w in (f"{RARE} ", ""))
+    before = purple(base, plain, seed)
+    for prior in (0.0, 1.0):
+        said = {"prior": prior, "class_prompt": plain, "class_images": 100, "diffusion": NOISE}
+        place, minutes = trained("dreambooth", out / f"booth-{prior:g}-{seed}", 300, data, 2e-4, seed=seed, loss=said)
+        model = bundle.load(place / "model")
+        row = {"way": "dreambooth", "prior": prior, "minutes": round(minutes, 2), "kept": kept(model, seed)}
+        yield row | {"subject": purple(model, rare, seed), "class before": before, "class": purple(model, plain, seed)}
+
+
+NAMES: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {
+    "lora": lora,
+    "word": word,
+    "dreambooth": dreambooth,
+}
+
+
+def main() -> None:
+    """Runs and measures; appends rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all if none is named")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.names or NAMES:
+        for seed in args.seeds:
+            for row in NAMES[name](args.out, seed):
+                line = json.dumps({"seed": seed, **row})
+                print(line, flush=True)
+                with (args.out / "measured.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
