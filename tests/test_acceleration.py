@@ -73,6 +73,7 @@ def test_where_it_does_not_count_only_the_positive_half_is_computed():
 # ---- cached features ----
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("blocks", range(1, BLOCKS))
 def test_features_of_the_same_input_change_nothing(params, blocks):
     site, call, x = cached_features.entrance(CONFIG, blocks), call_of(params), gaussian(0, 4, 6, 5, 4)
@@ -219,6 +220,7 @@ def latents(model, **options) -> np.ndarray:
     return ldm.generate(model, ["a", "b"], steps=4, output="latents", progress=False, **options)
 
 
+@pytest.mark.long
 def test_a_run_takes_shortcuts(least):
     wanted = latents(least)
     np.testing.assert_allclose(latents(least, shortcuts=Shortcuts(skip_negative=True)), wanted, atol=1e-4)

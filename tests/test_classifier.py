@@ -98,6 +98,7 @@ def test_labels_of_another_number_are_refused(params):
         scored(params, LATENTS, 1.0, jnp.zeros((4, 1), jnp.int32))
 
 
+@pytest.mark.long
 def test_it_learns_what_noise_leaves(params):
     """Label 0: which of three patterns; label 1: its sign. Trained at all levels, it is surer at less noise."""
     patterns = 2 * jnp.asarray(np.random.default_rng(3).normal(size=(3, 1, 1, 4)), jnp.float32)

@@ -42,6 +42,7 @@ def controlled(params, x, hint, cond):
     return unet(x, jnp.float32(7), cond), unet(x, jnp.float32(7), cond, control=control), control
 
 
+@pytest.mark.long
 def test_untrained_it_changes_no_bit_for_any_hint(params):
     x, hint, cond = gaussian(2, 1, 4, 6, 4), gaussian(3, 1, 32, 48, 3), Conditioning(gaussian(4, 1, 5, 24))
     plain, with_control, control = controlled(params, x, hint, cond)

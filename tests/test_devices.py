@@ -27,6 +27,7 @@ def report(name: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_pictures_are_those_of_one_device():
     """Each with a prompt and a negative prompt of its own, by every way to say them; with a hole; with a memory."""
     found = report("generating")

@@ -58,6 +58,7 @@ def test_a_model_draws_with_them(least):
     assert 0 < np.linalg.norm(got - wanted) < 0.1 * np.linalg.norm(wanted)
 
 
+@pytest.mark.long
 def test_kernels_are_made_whole_inside_of_a_loop_not_before_it():
     model = ldm.load("toybox")
     config, small = model.configs.unet, int8.quantised(model.params["unet"])

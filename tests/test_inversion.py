@@ -8,7 +8,7 @@ from ldm.editing.null_text import null_text
 from ldm.inversion import invert, rising_plan
 from ldm.schedule import NoiseSchedule, sigmas
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.optimised, pytest.mark.long]
 
 QUIET = {"progress": False}
 STEPS = 10  # of learned contexts

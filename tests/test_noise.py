@@ -29,6 +29,7 @@ def test_a_path_begins_at_0_and_has_the_variance_of_its_time():
     np.testing.assert_allclose(values.var(axis=(1, 2, 3)), times, rtol=0.1, atol=1e-9)  # 4096 numbers: 2 % each
 
 
+@pytest.mark.long
 def test_increments_are_independent_and_add_up():
     times = jnp.array([0.0, 0.01, 0.2, 0.21, 0.6, 1.0])
     rises = np.diff(path()(times), axis=0).reshape(5, -1)

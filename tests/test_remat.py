@@ -42,6 +42,7 @@ def loss_of(remat: str):
     return lambda params: rematerialised(loss, remat)(params, None, None, None)[0]
 
 
+@pytest.mark.long
 def test_gradients_are_the_same_but_for_rounding(params):
     value, wanted = jax.jit(jax.value_and_grad(loss_of("none")))(params)
     for remat in set(REMAT) - {"none"}:

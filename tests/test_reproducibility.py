@@ -21,6 +21,7 @@ def latents(bundle: ldm.Bundle, prompts: str | list[str], **options) -> np.ndarr
     return ldm.generate(bundle, prompts, steps=3, output="latents", progress=False, **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("sampler", STOCHASTIC)
 def test_a_picture_is_the_same_alone_in_a_batch_and_at_its_index(least, sampler, start):

@@ -22,6 +22,8 @@ from ldm import program
 from ldm.training.sharding import distributed, make_mesh, rows, shard_batch, shard_state, state_shardings, whole
 from ldm.training.step import make_step, start
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(__file__).parent
 QUICK = "--xla_backend_optimization_level=0"  # compiling is what takes time here
 

@@ -33,6 +33,7 @@ def width(tiles: int, size: int) -> int:
     return tiles * (size + GAP) - GAP + 2 * MARGIN
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mode", "options", "size"),
     [
@@ -53,6 +54,7 @@ def test_sheets_are_written(capsys, tmp_path, mode: str, options: tuple, size: t
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
+@pytest.mark.long
 def test_a_folder_is_made(capsys, tmp_path):
     out = tmp_path / "toys"
     argv = ("--make", 3, "--out", out, "--size", 32, "--seed", 5, "--split", "held_out", "--toys", 2)

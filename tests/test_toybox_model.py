@@ -58,6 +58,7 @@ def test_it_draws_what_is_asked(tmp_path, capsys):
     assert recogniser.agrees(parse(prompt), recogniser.read(pixels[None] / np.float32(255))[0])
 
 
+@pytest.mark.long
 def test_single_toys_come_out_as_asked(model):
     prompts = [text for text in PROMPTS if parse(text).toys == 1] + score.prompts_of(4, 1, False, 77)
     seen = ldm.generate(model, prompts, steps=20, spacing="trailing", seed=5, progress=False)
@@ -65,6 +66,7 @@ def test_single_toys_come_out_as_asked(model):
     assert found["all right"] >= 75
 
 
+@pytest.mark.long
 def test_its_autoencoder_keeps_pictures(model):
     assert score.psnr(model, 16) > 31
 

@@ -19,7 +19,7 @@ from ldm.toybox.recipe import score_recogniser as score
 from ldm.toybox.recogniser import ATTRIBUTES, CONFIG, THRESHOLDS, Reading, Recogniser, Sighting, agrees
 from ldm.toybox.scene import COLOURS, KINDS, MATERIALS, SIZES
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.optimised, pytest.mark.long]
 
 SEED, COUNT = 4001, 200  # scenes that neither training nor the card's figures use
 

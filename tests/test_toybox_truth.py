@@ -13,7 +13,7 @@ from ldm.toybox.sampling import random_scenes
 from ldm.toybox.scene import HEAD, SLOTS, Toy, count, scene, stack, take, view
 from ldm.toybox.truth import KEYPOINTS
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.optimised, pytest.mark.long]
 
 SIZE, SMALL = 48, 32
 

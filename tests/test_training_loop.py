@@ -97,6 +97,7 @@ def killed(out: Path, seed: int) -> None:
     assert process.returncode == -signal.SIGKILL, "the run was over too soon"
 
 
+@pytest.mark.long
 def test_a_run_killed_at_random_moments_ends_in_the_same_bits(whole_run: Path, tmp_path: Path):
     """Three kills here; LDM_KILLS=10 makes it ten."""
     out = tmp_path / "run"
@@ -169,6 +170,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.long
 def test_a_run_over_eight_devices_is_stopped_and_goes_on_in_the_same_bits(tmp_path: Path):
     """Data parallel by two, the state over four."""
     status, err = ended(program(tmp_path, devices=8, code=ON_EIGHT_DEVICES))

@@ -13,6 +13,8 @@ from ldm.toybox.dataset import Dataset, example, write_folder
 from ldm.training import config as configs
 from ldm.training.tasks import TASKS
 
+pytestmark = pytest.mark.long
+
 SCENES = {"count": 16, "size": 32, "samples": 1, "toys": [2, 3, 0]}
 COMMON = {"batch": 8, "log_every": 1, "checkpoint_every": 2, "sample_every": 0}
 VAE = {"patch": 4, "channels": [16], "blocks": 1, "groups": 8}

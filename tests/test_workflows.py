@@ -43,6 +43,7 @@ def test_variations_are_near(tiny):
     assert away[0] <= 1 and away[0] < away[1] < away[2]
 
 
+@pytest.mark.long
 def test_a_large_picture_in_two_passes(tiny):
     large = two_passes(tiny, "a", (128, 64), **QUICK)
     assert large.shape == (1, 64, 128, 3)
