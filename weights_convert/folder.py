@@ -135,15 +135,24 @@ def bare_name(value: Any) -> str:
 def read_json(path: Path) -> dict:
     """A JSON object from a file; ValueError with the path where there is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError:
         raise ValueError(f"{path}: missing or unreadable; is the download whole?") from None
-    except RecursionError:
-        raise ValueError(f"{path}: broken JSON (nested too deeply)") from None
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path}: broken JSON ({error})") from None
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> dict:
+    """A JSON object; ValueError that begins with ``where`` if ``text`` is none."""
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{where}: broken JSON (nested too deeply)") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: broken JSON ({error})") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: holds a {type(data).__name__} where a JSON object is expected")
+        raise ValueError(f"{where}: holds a {type(data).__name__} where a JSON object is expected")
     return data
 
 

@@ -150,8 +150,8 @@ def without_changes(params: Params) -> Params:
     return {name: w.kernel if isinstance(w, Adapted) else w for name, w in params.items()}
 
 
-def whole(params: Params) -> Params:
-    """The parameters with each kernel in one array."""
+def changed(params: Params) -> Params:
+    """The parameters with every :class:`Adapted` kernel in one array; kernels in eight bits stay as they are."""
     return {name: w.whole() if isinstance(w, Adapted) else w for name, w in params.items()}
 
 
@@ -160,15 +160,15 @@ def merge(params: Params, changes: Mapping[str, Change], scale: Any = 1.0) -> Pa
 
     params, changes: of one part. Kernels that are not named are shared with ``params``; those stay as they are.
     """
-    return whole(with_changes(params, changes, scale))
+    return changed(with_changes(params, changes, scale))
 
 
-_folded = jax.jit(whole)
+_changed = jax.jit(changed)
 
 
 def fold(params: Params) -> Params:
-    """:func:`whole`, compiled once for every set of scales; what was no change is not copied."""
-    return {**params, **_folded({name: w for name, w in params.items() if isinstance(w, Adapted)})}
+    """:func:`changed`, compiled once for every set of scales; what was no change is not copied."""
+    return {**params, **_changed({name: w for name, w in params.items() if isinstance(w, Adapted)})}
 
 
 def with_lora(bundle: Bundle, lora: Lora, scale: float | Mapping[str, float] = 1.0, *, folded: bool = False) -> Bundle:
@@ -257,7 +257,7 @@ ROLES = {role: f"lora_{role}.weight" for role in ("down", "up", "mid")} | {"alph
 
 def save_lora(lora: Lora, path: str | Path) -> None:
     """Writes a LoRA under this project's own names, which ``weights_convert.load_lora`` reads; for other tools'
-    names see ``weights_convert.export_lora``. Raises ValueError as :func:`matrices`."""
+    names see ``weights_convert.adapters.export``. Raises ValueError as :func:`matrices`."""
     named = {
         f"ldm.{part}.{name.removesuffix('.kernel')}.{ROLES[role]}": array
         for part, changes in lora.items()

@@ -20,7 +20,6 @@ import numpy as np
 from ldm.adapters.lora import Change, Hadamard, Kronecker, LowRank, Whole
 
 Matrices = Mapping[str, np.ndarray]  # role -> array, of one layer
-NEEDED = {"down": ("down", "up"), "hada_w1_a": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}
 
 
 def ours(matrix: np.ndarray) -> np.ndarray:

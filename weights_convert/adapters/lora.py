@@ -9,7 +9,6 @@ taken for the rank, as kohya's tools do), from ``adapter_config.json`` beside it
 alpha / r where PEFT says what both are.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from weights_convert.adapters import cloneofsimo
 from weights_convert.adapters.forms import change_of
 from weights_convert.adapters.names import Kernel, family, other_kind, parse, table
 from weights_convert.engine import Tensors
+from weights_convert.folder import parse_json, read_json
 from weights_convert.load import located
 from weights_convert.reading import Checkpoint, read_file
 
@@ -85,19 +85,8 @@ def opened(source: str | Path) -> tuple[Path, Checkpoint, dict[str, Any]]:
     config = path.parent / CONFIG
     checkpoint = read_file(path)
     if config.exists():
-        return path, checkpoint, read_json(config.read_text(encoding="utf-8"), str(config))
-    return path, checkpoint, read_json(checkpoint.metadata.get(METADATA, "{}"), f"{path}: its metadata")
-
-
-def read_json(text: str, where: str) -> dict[str, Any]:
-    """A JSON object; ValueError if it is none."""
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: broken JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: not an object of settings")
-    return data
+        return path, checkpoint, read_json(config)
+    return path, checkpoint, parse_json(checkpoint.metadata.get(METADATA, "{}"), f"{path}: its metadata")
 
 
 def numbers(said: Mapping[str, Any], part: str) -> Numbers:
@@ -125,7 +114,7 @@ def changes(checkpoint: Checkpoint, said: Mapping[str, Any], bundle: Bundle) -> 
         try:
             part[kernel.name] = one_change(layer, own, kernel, numbers(said, kernel.part))
         except ValueError as error:
-            raise ValueError(f"{layer}: {error}{made_for(tensors, parsed.layers, bundle)}") from None
+            raise ValueError(f"{layer}: {error}{made_for(tensors, parsed.layers)}") from None
     if unused:
         more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
         warnings.warn(f"{len(unused)} tensors of the LoRA fit nothing: {', '.join(unused[:SHOWN])}{more}", stacklevel=4)
@@ -159,8 +148,8 @@ def check_kinds(tensors: Tensors, layers: Mapping, unused: list[str], found: Map
         )
 
 
-def made_for(tensors: Tensors, layers: Mapping[str, Mapping[str, str]], bundle: Bundle | None = None) -> str:
+def made_for(tensors: Tensors, layers: Mapping[str, Mapping[str, str]]) -> str:
     """ "; it was made for …", where that can be told and is another family than the model's."""
     shapes = {layer: tensors[own["down"]].shape for layer, own in layers.items() if "down" in own}
-    name = family({layer: (0, shape[1]) for layer, shape in shapes.items() if len(shape) > 1})
+    name = family({layer: shape[1] for layer, shape in shapes.items() if len(shape) > 1})
     return f"; it looks like one for {name}" if name else ""

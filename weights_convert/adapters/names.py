@@ -35,11 +35,11 @@ class Kernel(NamedTuple):
     shape: tuple[int, ...]
 
 
-def layouts(part: str, config: object) -> list[tuple[Layout, tuple[str, ...]]]:
-    """The public spellings of a part, each with what may stand before all of its names."""
+def spellings(part: str, config: object) -> list[tuple[str, Layout]]:
+    """The public spellings of a part, each with what stands before all of its names."""
     if part == "unet":
-        return [(unet.folder(config), ("",)), (unet.single_file(config), ("",))]
-    return [(text.folder(config), ("text_model.", ""))]
+        return [("", unet.folder(config)), ("", unet.single_file(config))]
+    return [(wrapper, text.folder(config)) for wrapper in ("text_model.", "")]
 
 
 def kernels(configs: Configs) -> Iterator[Kernel]:
@@ -60,12 +60,11 @@ def table(configs: Configs) -> dict[str, Kernel]:
     for part, own in all_of.items():
         found |= {f"ldm.{part}.{kernel.name.removesuffix('.kernel')}": kernel for kernel in own}
         dotted, underscored = PREFIXES[part]
-        for layout, wrappers in layouts(part, getattr(configs, part)):
+        for wrapper, layout in spellings(part, getattr(configs, part)):
             for kernel in own:
-                for wrapper in wrappers:
-                    layer = wrapper + layout.public(kernel.name).removesuffix(".weight")
-                    found |= {prefix + layer: kernel for prefix in dotted}
-                    found |= {prefix + layer.replace(".", "_"): kernel for prefix in underscored}
+                layer = wrapper + layout.public(kernel.name).removesuffix(".weight")
+                found |= {prefix + layer: kernel for prefix in dotted}
+                found |= {prefix + layer.replace(".", "_"): kernel for prefix in underscored}
     return found
 
 
@@ -131,8 +130,8 @@ def other_kind(names: list[str]) -> str | None:
     return next((kind for pattern, kind in OTHER_KINDS for name in names if re.fullmatch(pattern, name)), None)
 
 
-def family(found: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What model a LoRA was made for, by the shapes [o, i] of its layers by name: by the context that they read."""
-    wide = {shape[1] for layer, shape in found.items() if re.search(r"attn2[._]to_[kv]$", layer)}
+def family(inputs: Mapping[str, int]) -> str | None:
+    """What model a LoRA was made for, by how many inputs its layers have: the width of the context that they read."""
+    wide = {width for layer, width in inputs.items() if re.search(r"attn2[._]to_[kv]$", layer)}
     known = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
     return known.get(wide.pop()) if len(wide) == 1 else None
