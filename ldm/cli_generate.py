@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 import weights_convert
 from ldm.adapters.lora import with_lora
 from ldm.adapters.textual_inversion import with_word
+from ldm.ahead import compile_ahead
 from ldm.bundle import Bundle
 from ldm.devices import on_devices
 from ldm.files import check_png, check_writable, write_whole
@@ -86,7 +87,9 @@ def run_generate(args: argparse.Namespace) -> None:
     check_outputs(paths, args.save_latents)
     begin = picture_options(args)
     latents = None if args.latents is None else read_array(args.latents)
-    bundle = weights_convert.load(args.model, args.dtype, vae=args.vae, **source_of(args))
+    bundle = weights_convert.load(
+        args.model, args.dtype, vae=args.vae, **source_of(args), meanwhile=lambda found: ready(found, args)
+    )
     bundle = with_adapters(bundle, args.lora, args.embedding)
     bundle = bundle if args.devices == 1 else on_devices(bundle, args.devices)
     names = ("negative", "steps", "sampler", "spacing", "seed", "size", "clip_skip", "eta", "noise", "syntax")
@@ -103,6 +106,16 @@ def run_generate(args: argparse.Namespace) -> None:
     for index, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
         write_png(path, picture, record | {"index": index, "size": [picture.shape[1], picture.shape[0]]})
         print(path)
+
+
+def ready(bundle: Bundle, args: argparse.Namespace) -> None:
+    """Compiles what will be run, unless only the picture, the noise or an adapter can say what that is."""
+    if args.embedding or args.image is not None or args.latents is not None or args.devices > 1:
+        return
+    output = "uint8" if args.save_latents is None and args.tile is None else "latents"
+    names = ("negative", "sampler", "noise", "syntax")
+    settings = {name: getattr(args, name) for name in names} | {"size": args.size, "output": output}
+    compile_ahead(bundle, [args.prompt] * args.count, args.dtype, **settings)
 
 
 def with_adapters(bundle: Bundle, loras: list[str], embeddings: list[str]) -> Bundle:

@@ -36,6 +36,7 @@ from ldm.models.layers import dtype_of
 from ldm.models.taesd import TinyVAEConfig
 from ldm.progress import watched
 from ldm.prompts import joined, weigh
+from ldm.ready import Program, call, register
 from ldm.request import CUT_INPUTS, CUT_START, CUT_STATE, CUT_TEXTS, Inputs, Start, Texts
 from ldm.samplers import (
     SAMPLERS,
@@ -51,6 +52,7 @@ from ldm.samplers import (
     proceed,
     unit_noise,
 )
+from ldm.samplers.multistep import History
 
 NOISES: dict[str, Callable[[Array, tuple[int, ...], Plan], NoiseAt]] = {
     "steps": lambda keys, shape, plan: noise_per_step(keys, shape),
@@ -194,6 +196,11 @@ def finish(
     return over(mesh, one, (WHOLE, CUT_START, WHOLE, CUT), (CUT, CUT, CUT))(params, start, plan, x)
 
 
+BEGIN, FINISH = Program(begin), Program(finish, (), IN_TURN)
+ADVANCE = Program(advance, (2,), IN_TURN)
+register(Texts, State, History)
+
+
 def draw(
     params: Any,
     inputs: Inputs,
@@ -214,7 +221,7 @@ def draw(
     """
     part = lambda name, needed: {name: params[name]} if needed else {}
     text, unet = part("text", inputs.texts.context is None), part("unet", True)
-    said, state = begin(text, inputs, configs=configs, mesh=mesh)
+    said, state = call(BEGIN, text, inputs, configs=configs, mesh=mesh)
     rows = len(state.x) * (1 if configs.unet.guidance_dim else 2)
     memory = shortcuts.memory(configs.unet, rows, state.x.shape[1:3], dtype_of(params["unet"]))
     state = state._replace(memory=memory)
@@ -223,12 +230,12 @@ def draw(
         delete(params.get("text"))
     settings = {"configs": configs, "sampler": sampler, "noise": noise, "wrap": wrap, "mesh": mesh}
     settings["shortcuts"] = shortcuts
-    go = lambda state, first, stop: advance(unet, inputs, state, first, stop, **settings)
+    go = lambda state, first, stop: call(ADVANCE, unet, inputs, state, first, stop, **settings)
     state = watched(go, state, plan.first, plan.steps, progress)
     if release:
         delete(unet)
     vae = part("vae", output != "latents")
-    return finish(vae, inputs.start, plan, state.x, configs=configs, output=output, mesh=mesh)
+    return call(FINISH, vae, inputs.start, plan, state.x, configs=configs, output=output, mesh=mesh)
 
 
 def delete(params: Any) -> None:

@@ -13,6 +13,8 @@ import jax
 
 MOST_BYTES = 4 * 2**30
 """What is kept in all. The programs of a Stable Diffusion picture take a few MB; those longest unused go first."""
+kept_in: Path | None = None
+"""The folder, once :func:`cache_compilations` has been called and has found one."""
 KEEP_ALL = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
 
 
@@ -31,6 +33,7 @@ def cache_compilations() -> Path | None:
 
     The command line calls this; the library changes JAX's settings only if you do, before the first picture.
     """
+    global kept_in
     if not jax.config.jax_enable_compilation_cache:
         return None
     if not jax.config.jax_compilation_cache_dir:
@@ -44,7 +47,8 @@ def cache_compilations() -> Path | None:
     for name, value in KEEP_ALL.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
-    return Path(jax.config.jax_compilation_cache_dir)
+    kept_in = Path(jax.config.jax_compilation_cache_dir)
+    return kept_in
 
 
 def own(folder: Path) -> Path:

@@ -22,6 +22,7 @@ FOREIGN = (
 LONGEST_FILE, LONGEST_FUNCTION = 300, 45
 JIT_FILES = (
     "ldm/program.py",
+    "ldm/ready.py",
     "ldm/adapters/lora.py",
     "ldm/editing/",
     "ldm/training/",
@@ -38,6 +39,7 @@ LAYERS = [
     ["ldm"],
     ["ldm.editing"],
     ["ldm.inversion", "ldm.workflows"],
+    ["ldm.ahead"],
     ["ldm.generate"],
     ["ldm.starts"],
     ["ldm.inputs"],
@@ -51,8 +53,8 @@ LAYERS = [
     ["ldm.guidance"],
     ["ldm.samplers"],
     ["ldm.denoiser", "ldm.bpe", "ldm.spacing", "ldm.prompts", "ldm.mixture"],
-    ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file", "ldm.files", "ldm.pictures", "ldm.tiles"],
-    ["ldm.vocabulary", "ldm.conditioning", "ldm.hooks", "ldm.startup"],
+    ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file", "ldm.pictures", "ldm.tiles", "ldm.ready"],
+    ["ldm.vocabulary", "ldm.conditioning", "ldm.hooks", "ldm.startup", "ldm.files"],
     ["ldm.attention", "ldm.convolution"],
 ]
 DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}

@@ -20,12 +20,16 @@ count = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: count.update([event]))
 jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: count.update([event]))
 from ldm import cli
+from ldm.models import unet
+call = unet.UNet.__call__
+unet.UNet.__call__ = lambda *args, **named: [count.update(["network"]), call(*args, **named)][1]
 status = cli.main(sys.argv[1:])
 names = {
     "asked": "/jax/compilation_cache/compile_requests_use_cache",
     "found": "/jax/compilation_cache/cache_hits",
     "compiled": "/jax/compilation_cache/cache_misses",
     "all": "/jax/core/compile/backend_compile_duration",
+    "traced": "network",
 }
 print(json.dumps({"status": status} | {name: count[event] for name, event in names.items()}))
 """
@@ -42,26 +46,34 @@ def process(home: Path, *argv: str, **variables: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1]) | {"errors": done.stderr}
 
 
-def test_a_second_process_compiles_nothing(tmp_path):
+def test_a_second_process_compiles_and_traces_nothing(tmp_path):
     """Of the toybox's own model, from the prompt to the file."""
     draw = ("generate", "a red cube", "--steps", "2", "--out", str(tmp_path / "a.png"))
     first = process(tmp_path, *draw)
     assert first["status"] == 0 and first["compiled"] == first["asked"] == first["all"] == 3, first
+    assert first["traced"] > 0
     other = ("generate", "two green cones", "--steps", "3", "--seed", "7", "--out", str(tmp_path / "b.png"))
     second = process(tmp_path, *other)
-    assert second["status"] == second["compiled"] == 0 and second["found"] == second["asked"] == second["all"] == 3
+    assert (
+        second["status"] == second["compiled"] == second["traced"] == 0
+        and second["found"] == second["asked"] == second["all"] == 3
+    )
     folder = tmp_path / "ldm" / "programs"
     assert folder.stat().st_mode & 0o777 == 0o700 and len(list(folder.glob("*-cache"))) == 3
     for kept in folder.glob("*-cache"):  # damaged: said, and compiled again
         kept.write_bytes(kept.read_bytes()[:100])
+    for kept in folder.glob("advance-*.stablehlo"):
+        kept.write_bytes(kept.read_bytes()[:1000])
     third = process(tmp_path, *draw)
-    assert third["status"] == third["found"] == 0 and third["all"] == 3
+    assert third["status"] == third["found"] == 0 and third["all"] == 3 and third["traced"] > 0
+    assert "is damaged and made again" in third["errors"]
     assert "Traceback" not in third["errors"]
 
 
 @pytest.fixture
 def settings(monkeypatch, tmp_path):
     """JAX's own settings as they are in a fresh process, and put back; the cache folder in a folder of the test."""
+    monkeypatch.setattr(startup, "kept_in", None)
     names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache", "jax_compilation_cache_max_size")
     before = {name: getattr(jax.config, name) for name in (*names, *startup.KEEP_ALL)}
     jax.config.update("jax_enable_compilation_cache", True)

@@ -3,14 +3,17 @@
 import contextlib
 import os
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ldm.bundle
 from ldm.bundle import Bundle, as_dtype
+from ldm.models.layers import Params
 from ldm.schedule import PREDICTIONS, check_name
-from weights_convert.engine import compare, convert
+from weights_convert.engine import Part, compare, convert
 from weights_convert.folder import configs_of, find_in_folder
 from weights_convert.parts import Found
 from weights_convert.reading import fetch
@@ -28,6 +31,7 @@ def load(
     prediction: str | None = None,
     ema: bool = False,
     variant: str | None = None,
+    meanwhile: Callable[[Bundle], Any] | None = None,
 ) -> Bundle:
     """Reads a public checkpoint, every tensor of it, into a bundle.
 
@@ -41,6 +45,8 @@ def load(
     prediction  "epsilon", "v_prediction" or "sample", where a single file does not say
     ema         the U-Net's averaged weights, where a single file has both
     variant     "fp16", "non_ema", …: which of a folder's spellings of the same weights
+    meanwhile   called, in a thread of its own, with the bundle as yet without weights while those are read:
+                ``ldm.ahead.compile_ahead``. Not called where there is little to read: our own folders, and with ``vae``
 
     A checkpoint of one part (an autoencoder, a text tower) gives a bundle of that part. Raises ValueError in one
     sentence: what is wrong with which file or tensor, and what was expected.
@@ -53,8 +59,20 @@ def load(
     else:
         found = find(path, config=config, prediction=prediction, ema=ema, variant=variant)
         kept = {name: part for name, part in found.parts.items() if vae is None or name != "vae"}
-        bundle = replace(found.bundle, params={name: convert(part, dtype) for name, part in kept.items()})
+        bundle = replace(found.bundle, params=converted(found.bundle, kept, dtype, None if vae else meanwhile))
     return bundle if vae is None else with_vae(bundle, vae, dtype)
+
+
+def converted(
+    bundle: Bundle, parts: dict[str, Part], dtype: Any, meanwhile: Callable[[Bundle], Any] | None
+) -> dict[str, Params]:
+    """The parameters of each part, and in another thread what is to be done meanwhile. Raises what that raises."""
+    with ThreadPoolExecutor(1) as other:
+        work = other.submit(meanwhile, bundle) if meanwhile else None
+        params = {name: convert(part, dtype) for name, part in parts.items()}
+        if work:
+            work.result()
+    return params
 
 
 def refuse(path: Path, kind: str, **options: Any) -> None:
