@@ -3,10 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
+
+import weights_convert
+from ldm.adapters import lora as loras
 
 Tensors = dict[str, np.ndarray]
 RANK, ALPHA = 3, 2.0
+ATTN = "down_blocks.0.attentions.0.transformer_blocks.0"
+QUERY, FF = f"{ATTN}.attn1.to_q", f"{ATTN}.ff.net.0.proj"
+CONV = "down_blocks.0.resnets.0.conv1"
+OUT_NAMES = {
+    QUERY: "encoder.down.0.attn.0.blocks.0.self_attn.q.kernel",
+    FF: "encoder.down.0.attn.0.blocks.0.ff.proj_in.kernel",
+    CONV: "encoder.down.0.res.0.conv1.kernel",
+}
+W = 32  # width of the small U-Net
 
 
 def numbers(seed: int, *shape: int) -> np.ndarray:
@@ -94,3 +109,29 @@ def relative(a: Any, b: Any) -> float:
     """Relative error of the whole array."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def small_lora() -> dict:
+    """A LoRA of both parts of ``conftest.LEAST``, with an ordinary and a convolutional layer."""
+    forms = {
+        "unet": {OUT_NAMES[QUERY]: (W, W), OUT_NAMES[CONV]: (3, 3, W, W)},
+        "text": {"layers.1.attn.v.kernel": (64, 64)},
+    }
+    made = {part: loras.fresh(own, RANK, jax.random.key(1)) for part, own in forms.items()}
+    random = lambda form: form._replace(up=jnp.asarray(numbers(7, *form.up.shape)))
+    filled = {part: {name: random(form) for name, form in own.items()} for part, own in made.items()}
+    return {part: loras.changes_of(own, ALPHA) for part, own in filled.items()}
+
+
+def write(tmp_path, tensors, name="lora.safetensors", **metadata):
+    """A file."""
+    save_file({n: np.ascontiguousarray(a) for n, a in tensors.items()}, tmp_path / name, metadata or None)
+    return tmp_path / name
+
+
+def added(bundle, path, name, part="unet", scale=1.0) -> np.ndarray:
+    """What a file's LoRA adds to one kernel."""
+    found = weights_convert.load_lora(path, bundle)
+    before = bundle.params[part]
+    after = loras.merge(before, found[part], scale)
+    return np.asarray(after[name], np.float64) - np.asarray(before[name], np.float64)

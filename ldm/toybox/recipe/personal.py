@@ -51,7 +51,7 @@ SUBJECT = {
 }
 COMMON = {"batch": 8, "ema": 0.0, "log_every": 50, "checkpoint_every": 1000, "sample_every": 0, "base": "toybox"}
 NOISE = {"timesteps": "logit_normal", "shift": 2.0}
-RANKS, ALPHAS = (1, 2, 4, 8, 16), (1.0, 2.0, 8.0)
+RANKS, ALPHAS = (1, 4, 16), (1.0, 16.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
