@@ -22,6 +22,7 @@ FOREIGN = (
 LONGEST_FILE, LONGEST_FUNCTION = 300, 45
 JIT_FILES = (
     "ldm/program.py",
+    "ldm/hints.py",
     "ldm/adapters/lora.py",
     "ldm/editing/",
     "ldm/training/",
@@ -50,7 +51,7 @@ LAYERS = [
     ["ldm.models"],
     ["ldm.guidance"],
     ["ldm.samplers"],
-    ["ldm.denoiser", "ldm.bpe", "ldm.spacing", "ldm.prompts", "ldm.mixture"],
+    ["ldm.denoiser", "ldm.bpe", "ldm.spacing", "ldm.prompts", "ldm.mixture", "ldm.hints"],
     ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file", "ldm.files", "ldm.pictures", "ldm.tiles"],
     ["ldm.vocabulary", "ldm.conditioning", "ldm.hooks", "ldm.startup"],
     ["ldm.attention", "ldm.convolution"],
