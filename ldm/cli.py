@@ -62,6 +62,7 @@ def _toybox_options(command: argparse.ArgumentParser) -> None:
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--grid", type=Path, metavar="OUT.png", help="a sheet of 8x8 scenes")
     what.add_argument("--truths", type=Path, metavar="OUT.png", help="every truth of three scenes, drawn")
+    what.add_argument("--hints", type=Path, metavar="OUT.png", help="one scene and its hints for ControlNets")
     what.add_argument("--turntable", type=Path, metavar="OUT.png", help="one scene from all around")
     what.add_argument("--make", type=int, metavar="N", help="a folder of N pictures with all their truths")
     command.add_argument("--out", type=Path, metavar="DIR", help="the folder of --make: new or empty")

@@ -22,14 +22,19 @@ def read_picture(path: Path, size: tuple[int, int] | None = None, mode: str = "R
         with Image.open(path) as picture:
             picture.load()
             if mode == "RGB" and (picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info):
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+                picture = on_white(picture)
             picture = picture.convert(mode)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
         raise ValueError(f"{path}: no picture that can be read ({error})") from None
     if size is not None and size != picture.size:
         picture = picture.resize(size, Image.Resampling.LANCZOS if mode == "RGB" else Image.Resampling.NEAREST)
     return np.asarray(picture)
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """A picture with transparency laid on white: mode "RGB"."""
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def as_pictures(value: Any, count: int) -> np.ndarray:

@@ -23,6 +23,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 300, 45
 JIT_FILES = (
     "ldm/program.py",
     "ldm/ready.py",
+    "ldm/hints.py",
     "ldm/adapters/lora.py",
     "ldm/editing/",
     "ldm/training/",
@@ -52,7 +53,7 @@ LAYERS = [
     ["ldm.models"],
     ["ldm.guidance"],
     ["ldm.samplers"],
-    ["ldm.denoiser", "ldm.bpe", "ldm.spacing", "ldm.prompts", "ldm.mixture"],
+    ["ldm.denoiser", "ldm.bpe", "ldm.spacing", "ldm.prompts", "ldm.mixture", "ldm.hints"],
     ["ldm.schedule", "ldm.tokenizer", "ldm.progress", "ldm.weights_file", "ldm.pictures", "ldm.tiles", "ldm.ready"],
     ["ldm.vocabulary", "ldm.conditioning", "ldm.hooks", "ldm.startup", "ldm.files"],
     ["ldm.attention", "ldm.convolution"],

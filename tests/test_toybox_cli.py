@@ -40,6 +40,7 @@ def width(tiles: int, size: int) -> int:
         ("--grid", ("--size", 16, "--toys", 1), (width(8, 16), width(8, 16))),
         ("--turntable", ("--size", 16, "--seed", 2), (width(6, 16), width(2, 16 + LINE))),
         ("--truths", ("--size", 160, "--split", "held_out"), (width(7, 160), width(3, 160 + 2 * LINE))),
+        ("--hints", ("--size", 160, "--toys", 2), (width(6, 160), width(1, 160 + LINE))),
     ],
 )
 def test_sheets_are_written(capsys, tmp_path, mode: str, options: tuple, size: tuple):
@@ -80,10 +81,11 @@ def test_a_folder_is_made(capsys, tmp_path):
         (("--make", 1, "--out", "y", "--seed", 2**70), "a seed is a whole number"),
         (("--grid", "x.png", "--size", 8), "16 to 512 pixels wide, got 8"),
         (("--truths", "x.png", "--size", 100), "160 to 512 pixels wide, got 100"),
+        (("--hints", "x.png", "--size", 100), "160 to 512 pixels wide, got 100"),
         (("--turntable", "x.png", "--toys", 4), "1 to 3 toys, got 4"),
         (("--truths", "x.png", "--split", "valid"), "no split 'valid'"),
         (("--turntable", "x.png", "--seed", -1), "a seed is a whole number"),
-        ((), "one of the arguments --grid --truths --turntable --make is required"),
+        ((), "one of the arguments --grid --truths --hints --turntable --make is required"),
         (("--grid", "x.png", "--truths", "y.png"), "not allowed with"),
     ],
 )

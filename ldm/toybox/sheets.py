@@ -16,6 +16,7 @@ from ldm.toybox import captions
 from ldm.toybox.camera import FIELD_OF_VIEW, Camera
 from ldm.toybox.captions import PLAIN
 from ldm.toybox.dataset import Dataset, Example, example, pictures
+from ldm.toybox.hints import HINTS, hint
 from ldm.toybox.sampling import random_scene
 from ldm.toybox.scene import HEAD, RADIUS, SLOTS, Scene, stack, take
 from ldm.toybox.truth import Truth
@@ -69,6 +70,15 @@ def truths_of(data: Dataset) -> Image.Image:
     """:func:`truth_sheet` of three scenes of a dataset: of 1, 2 and 3 toys, or of ``data.toys``. Raises ValueError."""
     chosen = [(n, 0) for n in range(1, SLOTS + 1)] if data.toys is None else [(data.toys, nth) for nth in range(3)]
     return truth_sheet([showcase(toys, data, nth) for toys, nth in chosen], data.size)
+
+
+def hints_of(data: Dataset) -> Image.Image:
+    """A scene of a dataset, of 3 toys or of ``data.toys``, and its hints for ControlNets. Raises ValueError."""
+    check_size(data.size, READABLE)
+    scenes = stack([showcase(SLOTS if data.toys is None else data.toys, data).scene])
+    found = truths(scenes, data.size)
+    drawn = {"picture": render(scenes, data.size, SAMPLES)} | {name: hint(name, found) for name in HINTS}
+    return grid(np.stack([_under(to_uint8(one[0]), name) for name, one in drawn.items()]), len(drawn))
 
 
 def turntable_of(data: Dataset) -> Image.Image:
@@ -277,5 +287,10 @@ PAINTERS = {
     "keypoints": paint_keypoints,
 }
 
-SHEETS = {"grid": (scenes_sheet, 96), "truths": (truths_of, 224), "turntable": (turntable_of, 160)}
+SHEETS = {
+    "grid": (scenes_sheet, 96),
+    "truths": (truths_of, 224),
+    "hints": (hints_of, 224),
+    "turntable": (turntable_of, 160),
+}
 """Sheets by name: a function of a `Dataset`, and the size that it looks well at."""

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 
 PACKAGES = ("torch", "torchvision", "torchsde", "torchdiffeq", "diffusers", "transformers", "accelerate")
-PACKAGES += ("k_diffusion", "open_clip")
+PACKAGES += ("k_diffusion", "open_clip", "cv2")
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 if MISSING:
     pytest.skip(f"the oracle extra is not installed (no {', '.join(MISSING)})", allow_module_level=True)
 
+import cv2  # noqa: E402, F401
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
