@@ -28,8 +28,10 @@ class Hooks(NamedTuple):
 
     ``attend`` replaces the attention of every site. ``tap`` sees, and may replace, the features that leave each
     ``…res.J`` block, each ``…self_attn``, ``…cross_attn`` and ``…ff`` (the residual stream after that layer) and
-    ``encoder.middle`` (the bottleneck, called h-space in editing papers), and those that enter a block of the decoder,
-    ``decoder.up.I.in.J``, before its skip is joined to them.
+    ``encoder.middle`` (the bottleneck, called h-space in editing papers). In the encoder also those that leave a whole
+    block, ``encoder.down.I.block.J`` (after its transformer, where there is one) and the strided convolution that ends
+    a level, ``encoder.down.I.downsample``: what is put there goes into the skip and into all that is deeper. In the
+    decoder, those that enter a block, ``decoder.up.I.in.J``, before its skip is joined to them.
     """
 
     attend: Attend = fused_attention

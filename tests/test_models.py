@@ -170,6 +170,8 @@ def test_hooks_see_every_site_once_and_by_its_parameter_path(unet, inputs):
     assert len(tapped) == len(set(tapped))
     blocks = {name.split(".conv1")[0] for name in unet if ".res." in name and name.endswith("conv1.kernel")}
     assert attention_paths | blocks | {"encoder.middle"} <= set(tapped)
+    whole = {name.replace(".res.", ".block.") for name in blocks if name.startswith("encoder.down")}
+    assert whole | {"encoder.down.0.downsample"} <= set(tapped)
 
 
 def test_a_tap_changes_what_follows(unet, inputs):

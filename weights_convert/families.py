@@ -22,6 +22,7 @@ OTHERS = (
     (r".*(lora_(up|down|A|B|unet|te)|hada_w1|lokr_w1|_lora\.(up|down)).*", "a LoRA"),
     (r"(image_proj|ip_adapter)\..*", "an IP-Adapter"),
     (r"(adapter\.)?body\.\d+\..*", "a T2I-Adapter"),
+    (r"style_embedding", "a T2I style adapter"),
     (r"string_to_param\..*|emb_params|clip_[lg]|<.*>", "a textual inversion embedding"),
     (r".*(position_net|fuser)\..*", "a GLIGEN model"),
     (r"cc_projection\..*", "a Zero-1-to-3 model"),

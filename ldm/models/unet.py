@@ -173,9 +173,11 @@ class DownLevel(Level):
     def __call__(self, h: Array, emb: Array, context: Array, hooks: Hooks) -> list[Array]:
         skips = []
         for j in range(len(self.res)):
-            h = self.block(j, h, emb, context, hooks)
+            h = hooks.tap(f"{self.site}.block.{j}", self.block(j, h, emb, context, hooks))
             skips.append(h)
-        return skips if self.downsample is None else [*skips, self.downsample(h)]
+        if self.downsample is None:
+            return skips
+        return [*skips, hooks.tap(f"{self.site}.downsample", self.downsample(h))]
 
 
 class UpLevel(Level):
