@@ -1,6 +1,7 @@
 """Latent diffusion from scratch in JAX: models, samplers, guidance, jitted whole from text to picture."""
 
 from ldm.acceleration.shortcuts import Shortcuts
+from ldm.adapters.control import Control
 from ldm.adapters.lora import with_lora, without_lora
 from ldm.adapters.textual_inversion import with_word
 from ldm.bundle import Bundle, load, save
@@ -10,6 +11,7 @@ from ldm.guidance import Guidance
 
 __all__ = [
     "Bundle",
+    "Control",
     "Guidance",
     "Shortcuts",
     "decode",

@@ -15,6 +15,7 @@ import numpy as np
 
 from ldm import program
 from ldm.acceleration.shortcuts import NO_SHORTCUTS, Shortcuts
+from ldm.adapters.control import Control, check_net, hints_of, steering_of
 from ldm.bundle import Bundle
 from ldm.devices import check_count
 from ldm.guidance import Guidance
@@ -109,6 +110,7 @@ def generate(
     concat: Any = None,
     wrap: Wrap | None = None,
     extra: Any = None,
+    controls: Sequence[Control] = (),
     shortcuts: Shortcuts = NO_SHORTCUTS,
     index: int = 0,
     progress: bool = True,
@@ -144,6 +146,7 @@ def generate(
                some); ``extra``, a pytree of arrays, is what it is given at run time
     release    the arrays of the text tower and the U-Net are deleted as soon as they have done their work: less memory,
                and a bundle that can from then on only decode
+    controls   ControlNets and T2I-Adapters, each with its hint picture: :class:`ldm.Control`
     shortcuts  what may be left out to be faster, compiled in: :class:`ldm.Shortcuts`
 
     Returns a NumPy array. Raises ValueError, in one sentence, for what cannot be; warns where a prompt is cut at the
@@ -163,7 +166,20 @@ def generate(
         extra,
     )
     static = {"configs": bundle.configs, "sampler": sampler, "output": output, "noise": noise, "wrap": wrap}
-    return run(bundle, values, static | {"shortcuts": shortcuts}, picture, bool(progress), bool(release))
+    values, params = with_controls(bundle, controls, values)
+    static |= {"shortcuts": shortcuts, "nets": tuple(control.net.config for control in controls)}
+    return run(replace(bundle, params=params), values, static, picture, bool(progress), bool(release))
+
+
+def with_controls(bundle: Bundle, controls: Sequence[Control], values: Inputs) -> tuple[Inputs, dict[str, Any]]:
+    """The run-time values with those of controls, and the parameters with those of their nets. Raises ValueError."""
+    factor, (count, h, w, _) = factor_of(bundle), values.start.latents.shape
+    for control in controls:
+        check_net(control.net, bundle.configs.unet, factor)
+    hints = tuple(hints_of(control, count, (w * factor, h * factor)) for control in controls)
+    steering = tuple(steering_of(control, values.plan) for control in controls)
+    nets = {"nets": tuple(control.net.params for control in controls)} if controls else {}
+    return values._replace(hints=hints, steering=steering), {**bundle.params, **nets}
 
 
 def numbered(seed: Any, index: Any, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -54,7 +54,8 @@ def call(program: Program, *args: Any, **static: Any) -> Any:
 
 def keepable(static: dict[str, Any]) -> bool:
     """Whether all that is compiled in can be told to another process: names and numbers, but no function or device."""
-    return all(value is None or isinstance(value, str) or dataclasses.is_dataclass(value) for value in static.values())
+    values = (one for value in static.values() for one in (value if isinstance(value, tuple) else (value,)))
+    return all(value is None or isinstance(value, str) or dataclasses.is_dataclass(value) for value in values)
 
 
 def elsewhere(args: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import Array
 
+from ldm.adapters.control import Steering
 from ldm.devices import CUT, CUT_SECOND, WHOLE
 from ldm.guidance import Guidance
 from ldm.samplers import Plan, State
@@ -46,11 +47,13 @@ class Inputs(NamedTuple):
     indices: Array  # [N] int32: the pictures' numbers, which their noise follows from
     plan: Plan
     extra: Any = None  # a pytree of whatever a caller's own `wrap` needs
+    hints: tuple[Array, ...] = ()  # [N, H, W, C] in [0, 1] of each control
+    steering: tuple[Steering, ...] = ()
 
 
 CUT_TEXTS = Texts(CUT_SECOND, CUT_SECOND, CUT_SECOND, CUT_SECOND, WHOLE)
 CUT_START = Start(CUT, WHOLE, CUT, CUT, CUT, CUT)
-CUT_INPUTS = Inputs(CUT_TEXTS, CUT_START, WHOLE, WHOLE, CUT, WHOLE, WHOLE)
+CUT_INPUTS = Inputs(CUT_TEXTS, CUT_START, WHOLE, WHOLE, CUT, WHOLE, WHOLE, CUT, WHOLE)
 CUT_STATE = State(CUT, History(CUT_SECOND, CUT_SECOND, WHOLE))
 
 

@@ -18,7 +18,7 @@ from jax import Array
 
 from ldm.conditioning import Conditioning
 from ldm.hooks import Hooks
-from ldm.models.layers import Keys, conv, zero_linear
+from ldm.models.layers import Keys, Params, conv, zero_linear
 from ldm.models.unet import MLP, Encoder, Features, UNetConfig, embed_time, skip_channels
 
 
@@ -29,6 +29,14 @@ class ControlNetConfig:
     unet: UNetConfig = UNetConfig()  # noqa: RUF009
     hint_channels: int = 3
     widths: tuple[int, ...] = (16, 32, 96, 256)  # each but the last ends in a strided convolution: 8 times smaller
+
+
+@dataclass(frozen=True)
+class Net:
+    """A ControlNet as a plain value: its numbers, and its parameters by name."""
+
+    config: ControlNetConfig
+    params: Params
 
 
 class Hint(nnx.Module):
@@ -60,9 +68,16 @@ class ControlNet(nnx.Module):
 
     def __call__(self, x: Array, t: Array, cond: Conditioning, hint: Array, *, hooks: Hooks = Hooks()) -> Features:
         """``x``, ``t``, ``cond`` as the U-Net takes them, and the hint [B, 8H, 8W, 3] in [0, 1] -> the control."""
+        return self.control(x, t, cond, self.see(hint), hooks=hooks)
+
+    def see(self, hint: Array) -> Array:
+        """What it sees in the hint, [B, H, W, channels[0]]: the same at every step of a run."""
+        return self.hint(hint.astype(self.zero_middle.kernel.dtype))
+
+    def control(self, x: Array, t: Array, cond: Conditioning, seen: Array, *, hooks: Hooks = Hooks()) -> Features:
+        """The control, from what :meth:`see` made of the hint."""
         dtype = self.zero_middle.kernel.dtype
         emb = embed_time(self.time_mlp, t, x.shape[0], self.config.unet.channels[0], dtype)
-        added = self.hint(hint.astype(dtype))
-        features = self.encoder(x.astype(dtype), emb, cond.context.astype(dtype), hooks, added)
+        features = self.encoder(x.astype(dtype), emb, cond.context.astype(dtype), hooks, seen.astype(dtype))
         skips = tuple(zero(skip) for zero, skip in zip(self.zeros, features.skips, strict=True))
         return Features(skips, self.zero_middle(features.middle))

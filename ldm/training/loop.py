@@ -58,6 +58,7 @@ class Task:
     batches   from what ``state()`` of its batches gave before, or None, to batches
     sample    (averaged params, frozen) -> uint8 [N, H, W, 3]; None: there is nothing to look at
     finish    (averaged params, out) writes the trained weights; if an earlier call wrote them, it replaces them
+    measure   (averaged params, frozen) -> figures of what has been learned, taken when samples are; None: none
     """
 
     name: str
@@ -67,6 +68,7 @@ class Task:
     batches: Callable[[Any], Batches]
     sample: Callable[[Any, Any], np.ndarray] | None
     finish: Callable[[Any, Path], None]
+    measure: Callable[[Any, Any], dict[str, float]] | None = None
 
 
 def train(
@@ -99,7 +101,8 @@ def train(
         done = int(state.step)
         report, last = Reporter(task, config, out, steps, done), done >= end
         with contextlib.closing(task.batches(position)) as batches, _bar(done, steps) as bar:
-            report.draw(done, state, saves=done > 0)  # again: the process may have been killed before it was drawn
+            report.look(done, state)  # again: the process may have been killed before it was drawn
+            report.curve(saves=done > 0)
             while not last:
                 state, metrics = step(state, frozen, place(shard_batch, next(batches)))
                 done += 1
@@ -107,10 +110,10 @@ def train(
                     on_step(state, metrics)
                 last = done >= end or bool(stop)
                 saves = last or done % config.checkpoint_every == 0
-                report.tell(done, metrics, bar, saves)
+                report.tell(done, metrics, bar, saves, report.look(done, state))
                 if saves:
                     kept.save(done, state, batches.state())
-                report.draw(done, state, saves)
+                report.curve(saves)
                 kept.poll()
     average = whole(state.average)
     if done < end:
@@ -132,28 +135,35 @@ class Reporter:
         self.writes = jax.process_index() == 0
         self.metrics = reports.Metrics(out / "metrics.jsonl", config.batch, done) if self.writes else None
 
-    def tell(self, done: int, metrics: dict[str, Any], bar: tqdm, saves: bool) -> None:
+    def tell(
+        self, done: int, metrics: dict[str, Any], bar: tqdm, saves: bool, measured: dict[str, float] | None
+    ) -> None:
         """Counts the step, and writes a line where one is due. Raises ValueError if training has come to nothing."""
         if not self.writes:
             return
         self.metrics.add(metrics)
         bar.update()
-        if saves or done % self.config.log_every == 0:
-            line = self.metrics.write(done)
+        if saves or measured or done % self.config.log_every == 0:
+            line = self.metrics.write(done, measured)
             loss = "not finite" if line["loss"] is None else f"{line['loss']:.4g}"
             bar.set_postfix_str(f"loss {loss}, {line['samples_per_second']:.0f} samples/s")
             check_progress(line)
 
-    def draw(self, done: int, state: State, saves: bool) -> None:
-        """Draws the curve and the samples, where they are due."""
+    def curve(self, saves: bool) -> None:
+        """Draws the curve, where it is due."""
+        if self.writes and saves:
+            reports.draw_curve(self.metrics.lines, self.out / "curve.png")
+
+    def look(self, done: int, state: State) -> dict[str, float] | None:
+        """Draws the samples and measures, where that is due; returns what was measured."""
         every = self.config.sample_every
         samples = self.task.sample is not None and 0 < every <= done and (done % every == 0 or done == self.steps)
         average = whole(state.average) if samples else None
-        if self.writes and saves:
-            reports.draw_curve(self.metrics.lines, self.out / "curve.png")
-        if self.writes and samples:
-            pictures = np.asarray(self.task.sample(average, self.task.frozen))
-            reports.write_sheet(self.out / "samples", done, pictures)
+        if not (self.writes and samples):
+            return None
+        pictures = np.asarray(self.task.sample(average, self.task.frozen))
+        reports.write_sheet(self.out / "samples", done, pictures)
+        return None if self.task.measure is None else self.task.measure(average, self.task.frozen)
 
 
 def check_progress(line: dict[str, Any]) -> None:

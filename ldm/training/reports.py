@@ -58,14 +58,15 @@ class Metrics:
             jax.block_until_ready(self._steps[-1])
         self._steps.append(metrics)
 
-    def write(self, step: int) -> dict[str, Any]:
-        """Adds the line of ``step``, and returns it."""
+    def write(self, step: int, measured: dict[str, float] | None = None) -> dict[str, Any]:
+        """Adds the line of ``step``, and returns it; ``measured``: figures taken at this step, as they are."""
         steps, self._steps = jax.device_get(self._steps), []
         now = time.perf_counter()
         means = {name: float(np.mean([one[name] for one in steps])) for name in steps[0]}
         speed = len(steps) * self.batch / (now - self._last)
         line = {"step": step, "seconds": round(self._before + now - self._began, 3), "samples_per_second": speed}
         line |= {name: value if math.isfinite(value) else None for name, value in means.items()}
+        line |= {"measured": measured} if measured else {}
         self._last = now
         self.lines.append(line)
         with naming(self.path), self.path.open("a", encoding="utf-8") as file:
@@ -139,12 +140,17 @@ def column(lines: Sequence[dict[str, Any]], name: str) -> np.ndarray:
 
 
 def draw_curve(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes a PNG of the loss, as it is and smoothed, and of the learning rate, over the steps."""
+    """Writes a PNG of the loss, as it is and smoothed, the learning rate and what was measured, over the steps."""
     steps, loss, rate = (column(lines, name) for name in ("step", "loss", "learning_rate"))
     thin = slice(None, None, max(1, len(steps) // MOST_POINTS))
-    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+    measured = {name: [] for line in lines for name in line.get("measured", ())}
+    figure = Figure(figsize=(8, 5 + 2 * len(measured)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top, *more, bottom = figure.subplots(2 + len(measured), 1, sharex=True, height_ratios=(3, *[2] * len(measured), 1))
+    for axes, name in zip(more, measured, strict=True):
+        found = [(line["step"], line["measured"][name]) for line in lines if name in line.get("measured", ())]
+        axes.plot(*zip(*found, strict=True), color=SMOOTH, linewidth=1.5, marker="o", markersize=3)
+        axes.set_ylabel(name)
     positive = bool(np.all(loss[np.isfinite(loss)] > 0))
     span = 1 + len(loss) / 50
     calm = np.exp(smoothed(np.log(loss), span)) if positive else smoothed(loss, span)
@@ -160,7 +166,7 @@ def draw_curve(lines: Sequence[dict[str, Any]], path: Path) -> None:
     bottom.set_ylabel("learning rate")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("step")
-    for axes in (top, bottom):
+    for axes in (top, *more, bottom):
         axes.grid(True, which="both", color="#eeeeee", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ldm.adapters.controlnet import ControlNet, ControlNetConfig, Net
 from ldm.bundle import Configs, module
 from ldm.conditioning import Conditioning
 from ldm.denoiser import from_network
@@ -31,17 +32,27 @@ def reconstruct(config: VAEConfig, params: Params, pictures: np.ndarray) -> tupl
 
 
 def draw(
-    configs: Configs, params: Any, ids: np.ndarray, empty: np.ndarray, size: tuple[int, int], first: int = 0
+    configs: Configs,
+    params: Any,
+    ids: np.ndarray,
+    empty: np.ndarray,
+    size: tuple[int, int],
+    first: int = 0,
+    net: Net | None = None,
+    hint: np.ndarray | None = None,
 ) -> np.ndarray:
     """Pictures uint8 [N, H, W, 3] of captions, ids [N, S], by 20 steps of guided DDIM.
 
-    Picture i has the noise of number ``first`` + i: the same each time.
+    Picture i has the noise of number ``first`` + i: the same each time. With ``net`` and its ``hint``, uint8
+    [N, H, W, 3], both halves of the guided batch are controlled.
     """
     plan = make_plan(configs.schedule, SAMPLER, SPACING, STEPS)
     parts = {part: params[part] for part in ("unet", "vae", "text")}
     side = tuple(length // configs.vae.factor for length in size[::-1])
     both = np.concatenate([np.broadcast_to(empty, ids.shape), ids])
-    return np.asarray(_draw(configs, parts, both, plan, side, jnp.int32(first)))
+    seen = None if net is None else (net.params, np.concatenate([hint, hint]).astype(np.float32) / 255)
+    own = None if net is None else net.config
+    return np.asarray(_draw(configs, own, parts, seen, both, plan, side, jnp.int32(first)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -51,12 +62,26 @@ def _reconstruct(config: VAEConfig, params: Params, pictures: Array) -> tuple[Ar
     return to_uint8(vae.decode(mean)), mean
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _draw(configs: Configs, params: Any, ids: Array, plan: Plan, side: tuple[int, int], first: Array) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 1, 6))
+def _draw(
+    configs: Configs,
+    net: ControlNetConfig | None,
+    params: Any,
+    seen: Any,
+    ids: Array,
+    plan: Plan,
+    side: tuple[int, int],
+    first: Array,
+) -> Array:
     unet, cond = module(configs, params, "unet"), Conditioning(module(configs, params, "text")(ids).context)
     count, shape = len(ids) // 2, (*side, configs.vae.latent_channels)
     keys = image_keys(jnp.uint32(SEED), first + jnp.arange(count))
-    denoise = cfg(paired(from_network(lambda x, t: unet(x, t, cond), configs.schedule)), jnp.float32(GUIDANCE))
+
+    def network(x: Array, t: Array) -> Array:
+        control = None if net is None else bind(ControlNet, net, seen[0])(x, t, cond, seen[1])
+        return unet(x, t, cond, control=control)
+
+    denoise = cfg(paired(from_network(network, configs.schedule)), jnp.float32(GUIDANCE))
     start = plan.scale * unit_noise(keys, START, shape)
     x = sample(SAMPLERS[SAMPLER], denoise, start, plan, noise_per_step(keys, shape))
     return to_uint8(module(configs, params, "vae").decode(x / configs.vae.scale))
