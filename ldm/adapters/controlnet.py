@@ -18,7 +18,7 @@ from jax import Array
 
 from ldm.conditioning import Conditioning
 from ldm.hooks import Hooks
-from ldm.models.layers import Keys, conv, zero_linear
+from ldm.models.layers import Keys, Params, conv, zero_linear
 from ldm.models.unet import MLP, Encoder, Features, UNetConfig, embed_time, skip_channels
 
 
@@ -29,6 +29,14 @@ class ControlNetConfig:
     unet: UNetConfig = UNetConfig()  # noqa: RUF009
     hint_channels: int = 3
     widths: tuple[int, ...] = (16, 32, 96, 256)  # each but the last ends in a strided convolution: 8 times smaller
+
+
+@dataclass(frozen=True)
+class Net:
+    """A ControlNet as a plain value: its numbers, and its parameters by name."""
+
+    config: ControlNetConfig
+    params: Params
 
 
 class Hint(nnx.Module):
