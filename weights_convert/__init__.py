@@ -1,8 +1,10 @@
 """Public PyTorch checkpoints read into this project's models, without PyTorch."""
 
 from ldm.bundle import save
+from weights_convert.adapters.controlnet import load_control
+from weights_convert.adapters.controlnet_export import export_control
 from weights_convert.adapters.embedding import load_embedding
 from weights_convert.adapters.lora import load_lora
 from weights_convert.load import load
 
-__all__ = ["load", "load_embedding", "load_lora", "save"]
+__all__ = ["export_control", "load", "load_control", "load_embedding", "load_lora", "save"]

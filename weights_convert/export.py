@@ -2,8 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -38,7 +38,8 @@ def export_folder(bundle: Bundle, folder: str | Path) -> None:
 
     def write(to: Path) -> None:
         for part, place, stem, layout, data in parts:
-            tensors = public_tensors(layout, getattr(c, part), bundle.params[part])
+            config = getattr(c, part)
+            tensors = public_tensors(layout, shapes(MODELS[type(config)], config), bundle.params[part])
             prefix = "text_model." if part == "text" else ""
             tensors = {k if k.startswith("text_projection") else prefix + k: a for k, a in tensors.items()}
             (to / place).mkdir()
@@ -67,11 +68,16 @@ INDEX = {
 }
 
 
-def public_tensors(layout: Layout, config: Any, params: Params) -> dict[str, np.ndarray]:
-    """Our parameters under their public names and in their public shapes (layouts without fused tensors)."""
-    named = {layout.public(name): np.asarray(params[name]) for name in shapes(MODELS[type(config)], config)}
+def public_tensors(
+    layout: Layout, names: Iterable[str], params: Params, convolutions: str = CONV_1X1
+) -> dict[str, np.ndarray]:
+    """Our parameters ``names`` under their public names and in their public shapes (layouts without fused tensors).
+
+    convolutions: matches the public names of linear layers of ours that are 1x1 convolutions there.
+    """
+    named = {layout.public(name): np.asarray(params[name]) for name in names}
     named = {name: np.ascontiguousarray(to_public(name, array)) for name, array in named.items()}
-    return {name: a[:, :, None, None] if re.search(CONV_1X1, name) else a for name, a in named.items()}
+    return {name: a[:, :, None, None] if re.search(convolutions, name) else a for name, a in named.items()}
 
 
 def write_json(path: Path, data: dict) -> None:

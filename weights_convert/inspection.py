@@ -39,7 +39,9 @@ def inspect(source: str | Path, **options: Any) -> str:
 
 
 def adapter_report(path: Path) -> str | None:
-    """The report on a LoRA or an embedding; None where the source is something else."""
+    """The report on a LoRA, an embedding or a ControlNet; None where the source is something else."""
+    if adapters.is_control(path):
+        return adapters.control_report(path)
     if path.is_dir():
         return adapters.lora_report(path) if any((path / name).exists() for name in LORA_FILES) else None
     checkpoint = read_file(path)

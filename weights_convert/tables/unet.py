@@ -118,11 +118,12 @@ def check_heads(config: UNetConfig, where: str) -> UNetConfig:
     return config
 
 
-def config_from_shapes(tensors: Tensors) -> UNetConfig:
+def config_from_shapes(tensors: Tensors, encoder: bool = False) -> UNetConfig:
     """The numbers of a single-file U-Net (names without prefix), read off its shapes.
 
-    Head counts are not in the shapes: see :func:`is_first_generation`. Raises ValueError where a tensor that every
-    U-Net has is missing.
+    Head counts are not in the shapes: see :func:`is_first_generation`. ``encoder``: there is no more than that, as in a
+    ControlNet, and the number of output channels is the usual one. Raises ValueError where a tensor that every U-Net
+    (or encoder) has is missing.
     """
     depth_at = lambda block: len(
         {m[1] for k in tensors if (m := re.match(rf"{block}\.transformer_blocks\.(\d+)\.", k))}
@@ -133,7 +134,7 @@ def config_from_shapes(tensors: Tensors) -> UNetConfig:
         eight = is_first_generation(tensors)
         config = UNetConfig(
             in_channels=axis(tensors, "input_blocks.0.0.weight", 1, (4,)),
-            out_channels=axis(tensors, "out.2.weight", 0, (4,)),
+            out_channels=axis(tensors, "out.2.weight", 0, (4,)) if not encoder else UNetConfig.out_channels,
             channels=channels,
             blocks=n - 1,
             depth=tuple(depth_at(rf"input_blocks\.{n * i + 1}\.1") for i in levels),
@@ -145,7 +146,9 @@ def config_from_shapes(tensors: Tensors) -> UNetConfig:
             groups=gcd(32, *channels),  # 32 in all published ones
         )
     except KeyError as error:
-        raise ValueError(f"this is not a whole U-Net: tensor {error} is missing") from None
+        raise ValueError(
+            f"this is not a whole {'encoder' if encoder else 'U-Net'}: tensor {error} is missing"
+        ) from None
     return check_heads(_check_size(config, len(tensors), "its tensors' names"), "its tensors' shapes")
 
 
