@@ -20,6 +20,9 @@ from ldm.toybox.dataset import Dataset, write_folder
 from ldm.toybox.sampling import SPLITS
 from ldm.toybox.sheets import SHEETS
 from ldm.training import command as training
+from weights_convert.adapters.control_inspection import is_control_source
+from weights_convert.adapters.controlnet_export import LAYOUTS as CONTROL_LAYOUTS
+from weights_convert.adapters.controlnet_export import export_control
 from weights_convert.adapters.export import EMBEDDING_LAYOUTS, LORA_LAYOUTS, export_embedding, export_lora
 from weights_convert.adapters.inspection import is_embedding
 from weights_convert.inspection import inspect
@@ -45,9 +48,9 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("source", metavar="SRC")
     convert.add_argument("destination", type=Path, metavar="DST")
     source_options(convert)
-    layouts = sorted({*LORA_LAYOUTS, *EMBEDDING_LAYOUTS})
-    convert.add_argument("--to", metavar="LAYOUT", help=f"for a LoRA or an embedding: {', '.join(layouts)}")
-    convert.add_argument("--model", metavar="SRC", help="for a LoRA or an embedding: the model that it is for")
+    layouts = sorted({*LORA_LAYOUTS, *EMBEDDING_LAYOUTS, *CONTROL_LAYOUTS})
+    convert.add_argument("--to", metavar="LAYOUT", help=f"for an adapter: {', '.join(layouts)}")
+    convert.add_argument("--model", metavar="SRC", help="for an adapter: the model that it is for")
     toybox = commands.add_parser("toybox", help="draw the small world of toys, with the truth of every picture")
     _toybox_options(toybox)
     training.add(commands)
@@ -90,14 +93,16 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def convert_adapter(args: argparse.Namespace) -> None:
-    """``ldm convert --to LAYOUT --model SRC``: a LoRA or an embedding for other tools. Raises ValueError."""
+    """``ldm convert --to LAYOUT --model SRC``: a LoRA, an embedding or a ControlNet for other tools. ValueError."""
     if args.to is None or args.model is None:
         raise ValueError("--to LAYOUT and --model SRC go together: how to write an adapter, and the model it is for")
     if args.destination.exists():
         raise ValueError(f"{args.destination}: exists; choose a new name")
     bundle = weights_convert.load(args.model)
     path = located(args.source)
-    if path.is_file() and is_embedding(read_file(path).tensors):
+    if args.to in CONTROL_LAYOUTS and is_control_source(path):
+        export_control(weights_convert.load_control(path, bundle), args.destination, args.to)
+    elif path.is_file() and is_embedding(read_file(path).tensors):
         found = weights_convert.load_embedding(path, bundle)
         export_embedding(found.word, found.vectors, args.destination, args.to)
     else:

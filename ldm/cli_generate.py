@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import weights_convert
+from ldm.adapters.control import RULES, Control
 from ldm.adapters.lora import with_lora
 from ldm.adapters.textual_inversion import with_word
 from ldm.ahead import compile_ahead
@@ -19,6 +20,7 @@ from ldm.devices import on_devices
 from ldm.files import check_png, check_writable, write_whole
 from ldm.generate import decode, generate
 from ldm.guidance import Guidance
+from ldm.hints import canny
 from ldm.pictures import as_masks, composite, outpaint, read_picture
 from ldm.program import NOISES
 from ldm.samplers import SAMPLERS, named
@@ -53,6 +55,11 @@ def generate_options(make: argparse.ArgumentParser) -> None:
     make.add_argument(
         "--embedding", action="append", default=[], metavar="SRC", help="a word for the prompt; repeatable"
     )
+    make.add_argument(
+        "--control", action="append", default=[], metavar="SRC=IN.png[@S]", help="a net and its hint; repeatable"
+    )
+    make.add_argument("--hint", choices=("canny",), help="the hints are photographs: make this of them first")
+    make.add_argument("--guess-mode", metavar="RULE", help=f"controls steer prompts alone: {', '.join(RULES)}")
     make.add_argument("--syntax", action="store_true", help="read (word:1.3), BREAK, [a:b:0.5] in prompts")
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--count", type=int, default=1, metavar="N", help="pictures; picture i has seed and index i")
@@ -86,19 +93,23 @@ def run_generate(args: argparse.Namespace) -> None:
     paths = [args.out] if args.count == 1 else [args.out.with_stem(f"{args.out.stem}-{i}") for i in range(args.count)]
     check_outputs(paths, args.save_latents)
     begin = picture_options(args)
+    if (args.hint or args.guess_mode) and not args.control:
+        raise ValueError("--hint and --guess-mode are of controls: give --control too")
+    check_name("guess mode", args.guess_mode or "uniform", RULES)
     latents = None if args.latents is None else read_array(args.latents)
     bundle = weights_convert.load(
         args.model, args.dtype, vae=args.vae, **source_of(args), meanwhile=lambda found: ready(found, args)
     )
     bundle = with_adapters(bundle, args.lora, args.embedding)
+    controls = [control_of(bundle, given, args) for given in args.control]
     bundle = bundle if args.devices == 1 else on_devices(bundle, args.devices)
     names = ("negative", "steps", "sampler", "spacing", "seed", "size", "clip_skip", "eta", "noise", "syntax")
     settings = {name: getattr(args, name) for name in names}
     scale = bundle.guidance if args.guidance is None else args.guidance
-    run = settings | begin | {"guidance": Guidance(scale, args.rescale), "latents": latents}
+    run = settings | begin | {"guidance": Guidance(scale, args.rescale), "latents": latents, "controls": controls}
     pictures = drawn(bundle, [args.prompt] * args.count, args.save_latents, args.tile, run)
     paths_of = {name: getattr(args, name) for name in ("model", "vae", "latents", "image", "mask")}
-    others = ("rescale", "strength", "outpaint", "tile", "lora", "embedding")
+    others = ("rescale", "strength", "outpaint", "tile", "lora", "embedding", "control", "hint", "guess_mode")
     told = source_of(args) | {name: getattr(args, name) for name in others}
     record = {"prompt": args.prompt, **{name: str(path) for name, path in paths_of.items() if path is not None}}
     record |= {name: value for name, value in told.items() if value not in (None, False, [])}
@@ -110,7 +121,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
 def ready(bundle: Bundle, args: argparse.Namespace) -> None:
     """Compiles what will be run, unless only the picture, the noise or an adapter can say what that is."""
-    if args.embedding or args.image is not None or args.latents is not None or args.devices > 1:
+    if args.embedding or args.control or args.image is not None or args.latents is not None or args.devices > 1:
         return
     output = "uint8" if args.save_latents is None and args.tile is None else "latents"
     names = ("negative", "sampler", "noise", "syntax")
@@ -128,6 +139,19 @@ def with_adapters(bundle: Bundle, loras: list[str], embeddings: list[str]) -> Bu
         bundle = with_word(bundle, found.word, found.vectors)
         print(f"{source}: write {found.word} in the prompt", file=sys.stderr)
     return bundle
+
+
+def control_of(bundle: Bundle, given: str, args: argparse.Namespace) -> Control:
+    """The net and the hint of one ``--control SRC=IN.png[@S]``. Raises ValueError."""
+    source, mark, rest = given.rpartition("=")
+    if not mark:
+        raise ValueError(f"--control {given}: write it as SRC=HINT.png, a net and the picture that it is to follow")
+    path, scale = scaled(rest)
+    hint = read_picture(Path(path))
+    hint = canny(hint) if args.hint == "canny" else hint
+    net = weights_convert.load_control(source, bundle, args.dtype)
+    guessing = args.guess_mode is not None
+    return Control(net, hint, scale, rule=args.guess_mode if guessing else "uniform", prompts_only=guessing)
 
 
 def scaled(given: str) -> tuple[str, float]:

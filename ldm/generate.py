@@ -157,29 +157,24 @@ def generate(
     count, said = len(prompts), [*texts("negative", negative, len(prompts)), *prompts]
     picture = picture_of(count, size, image, mask, strength)
     plan = plan_of(bundle, sampler, spacing, steps, eta, picture)
-    values = Inputs(
-        texts_of(bundle, said, clip_skip, plan, syntax, context),
-        start_of(bundle, count, size, picture, latents, concat),
-        guidance_of(bundle, guidance),
-        *numbered(seed, index, count),
-        plan,
-        extra,
-    )
+    spoken = texts_of(bundle, said, clip_skip, plan, syntax, context)
+    start = start_of(bundle, count, size, picture, latents, concat)
+    values = Inputs(spoken, start, guidance_of(bundle, guidance), *numbered(seed, index, count), plan, extra)
+    bundle, values = with_controls(bundle, controls, values)
     static = {"configs": bundle.configs, "sampler": sampler, "output": output, "noise": noise, "wrap": wrap}
-    values, params = with_controls(bundle, controls, values)
     static |= {"shortcuts": shortcuts, "nets": tuple(control.net.config for control in controls)}
-    return run(replace(bundle, params=params), values, static, picture, bool(progress), bool(release))
+    return run(bundle, values, static, picture, bool(progress), bool(release))
 
 
-def with_controls(bundle: Bundle, controls: Sequence[Control], values: Inputs) -> tuple[Inputs, dict[str, Any]]:
-    """The run-time values with those of controls, and the parameters with those of their nets. Raises ValueError."""
+def with_controls(bundle: Bundle, controls: Sequence[Control], values: Inputs) -> tuple[Bundle, Inputs]:
+    """The parameters with those of the controls' nets, the run-time values with their own. Raises ValueError."""
     factor, (count, h, w, _) = factor_of(bundle), values.start.latents.shape
     for control in controls:
         check_net(control.net, bundle.configs.unet, factor)
     hints = tuple(hints_of(control, count, (w * factor, h * factor)) for control in controls)
     steering = tuple(steering_of(control, values.plan) for control in controls)
     nets = {"nets": tuple(control.net.params for control in controls)} if controls else {}
-    return values._replace(hints=hints, steering=steering), {**bundle.params, **nets}
+    return replace(bundle, params={**bundle.params, **nets}), values._replace(hints=hints, steering=steering)
 
 
 def numbered(seed: Any, index: Any, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Public PyTorch checkpoints read into this project's models, without PyTorch."""
 
 from ldm.bundle import save
-from weights_convert.adapters.controlnet import load_control
+from weights_convert.adapters.control import load_control
 from weights_convert.adapters.controlnet_export import export_control
 from weights_convert.adapters.embedding import load_embedding
 from weights_convert.adapters.lora import load_lora

@@ -9,7 +9,9 @@ import ldm.bundle
 from ldm.bundle import MODELS, Bundle
 from ldm.models.layers import shapes
 from weights_convert.adapters import inspection as adapters
-from weights_convert.adapters.lora import FILES as LORA_FILES
+from weights_convert.adapters import lora
+from weights_convert.adapters.control_inspection import control_report, is_control, is_control_folder
+from weights_convert.adapters.controlnet import CONFIG, opened
 from weights_convert.engine import Part, compare
 from weights_convert.load import find, located
 from weights_convert.reading import read_file
@@ -39,15 +41,17 @@ def inspect(source: str | Path, **options: Any) -> str:
 
 
 def adapter_report(path: Path) -> str | None:
-    """The report on a LoRA, an embedding or a ControlNet; None where the source is something else."""
-    if adapters.is_control(path):
-        return adapters.control_report(path)
+    """The report on a LoRA, an embedding, a ControlNet or a T2I-Adapter; None where the source is something else."""
+    if path.is_dir() and is_control_folder(path):
+        return control_report(opened(path))
     if path.is_dir():
-        return adapters.lora_report(path) if any((path / name).exists() for name in LORA_FILES) else None
+        return adapters.lora_report(lora.opened(path)) if any((path / name).exists() for name in lora.FILES) else None
     checkpoint = read_file(path)
+    if is_control(checkpoint):
+        return control_report((path, checkpoint, path.parent / CONFIG))
     if adapters.is_embedding(checkpoint.tensors):
         return adapters.embedding_report(path, checkpoint)
-    return adapters.lora_report(path) if adapters.is_lora(checkpoint.tensors) else None
+    return adapters.lora_report(lora.with_settings(path, checkpoint)) if adapters.is_lora(checkpoint.tensors) else None
 
 
 def _line(name: str, config: Any, dtypes: str) -> str:

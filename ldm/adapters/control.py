@@ -166,7 +166,6 @@ def check_net(net: Net, unet: UNetConfig, factor: int) -> None:
 # Inside the compiled program
 
 
-Seen = list[Any]  # what each net makes of its hint once for a whole run
 Steer = Callable[[Array, Array, Array, Array, Hooks], tuple[Features | None, Hooks]]
 
 
@@ -175,8 +174,7 @@ def steered(configs: Sequence[Any], params: Any, hints: Sequence[Array], steerin
 
     The hints are looked at here, once; ControlNets run in every call in which they steer.
     """
-    nets = [_module(config, own) for config, own in zip(configs, params, strict=True)]
-    seen = [net.see(hint) for net, hint in zip(nets, hints, strict=True)]
+    seen = [_look(config, own, hint) for config, own, hint in zip(configs, params, hints, strict=True)]
 
     def steer(x: Array, t: Array, sigma: Array, context: Array, hooks: Hooks) -> tuple[Features | None, Hooks]:
         total = None
@@ -207,6 +205,11 @@ def _nothing(config: ControlNetConfig, dtype: Any, x: Array, t: Array, context: 
     sides = [(-(-rows // 2**level), -(-columns // 2**level)) for level in levels_of(config.unet)]
     zeros = [jnp.zeros((batch, *side, c), dtype) for side, c in zip(sides, channels, strict=True)]
     return Features(tuple(zeros[:-1]), zeros[-1])
+
+
+def _look(config: Any, params: Any, hint: Array) -> Any:
+    net = _module(config, params)
+    return net(hint) if isinstance(config, T2IAdapterConfig) else net.see(hint)
 
 
 def _module(config: Any, params: Any) -> ControlNet | T2IAdapter:

@@ -1,4 +1,4 @@
-"""``load_control``: a public ControlNet of any layout -> its numbers and parameters.
+"""A public ControlNet of any layout -> its numbers and parameters.
 
 original      names below ``control_model.``: alone (v1.1), or beside the whole model that it was trained with; or the
               same names without that prefix
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from ldm.adapters.controlnet import ControlNet, ControlNetConfig, Net
-from ldm.bundle import Bundle, as_dtype
+from ldm.bundle import Bundle
 from ldm.models.layers import array_of, shapes
 from ldm.models.unet import UNetConfig
 from weights_convert import families
@@ -67,17 +67,12 @@ class Found(NamedTuple):
     deltas: frozenset[str] = frozenset()
 
 
-def load_control(source: str | Path, bundle: Bundle | None = None, dtype: Any = "float32") -> Net:
-    """Reads a ControlNet: a file, a folder of diffusers, or a hub id.
+Opened = tuple[Path, Checkpoint, Path]  # what :func:`opened` returns
 
-    bundle      the model that it is for. Differences and control-LoRAs are added to its U-Net; of others only the
-                family is compared, and what single files do not say (heads, groups) is taken from it
-    dtype       "float32", "bfloat16" or "float16"
 
-    Raises ValueError in one sentence: for another family's, another kind of adapter, tensors that do not fit.
-    """
-    as_dtype(dtype)
-    found = find_control(source, bundle)
+def load_controlnet(source: Opened, bundle: Bundle | None, dtype: Any) -> Net:
+    """Reads a ControlNet. Arguments and errors as ``weights_convert.adapters.control.load_control``."""
+    found = find_controlnet(source, bundle)
     if found.kind == WHOLE:
         return Net(found.part.config, convert(found.part, dtype))
     if bundle is None:
@@ -85,11 +80,11 @@ def load_control(source: str | Path, bundle: Bundle | None = None, dtype: Any = 
     return Net(found.part.config, convert(with_base(found, bundle.params["unet"]), dtype))
 
 
-def find_control(source: str | Path, bundle: Bundle | None = None) -> Found:
-    """What a source holds, without reading its weights. Arguments and errors as :func:`load_control`."""
+def find_controlnet(source: Opened, bundle: Bundle | None = None) -> Found:
+    """What a source holds, without reading its weights. Arguments and errors as :func:`load_controlnet`."""
     if bundle is not None:
         bundle.require("unet")
-    path, checkpoint, beside = opened(source)
+    path, checkpoint, beside = source
     held, stored = {*checkpoint.tensors, *checkpoint.extras}, own_tensors(path, checkpoint)
     kind = next((kind for mark, kind in MARKS.items() if mark in held), WHOLE)
     said = config_beside(path, stored, beside)
@@ -108,7 +103,7 @@ def find_control(source: str | Path, bundle: Bundle | None = None) -> Found:
     return Found(path, kind, stored, part, deltas if kind != WHOLE else frozenset())
 
 
-def opened(source: str | Path) -> tuple[Path, Checkpoint, Path]:
+def opened(source: str | Path) -> Opened:
     """(the file or folder, what it holds, where a config.json would be). Raises ValueError."""
     path = located(source)
     if path.is_dir() and (path / CONFIG).exists():

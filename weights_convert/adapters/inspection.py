@@ -8,33 +8,17 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from ldm.adapters.controlnet import ControlNet
 from ldm.bundle import Configs
-from ldm.models.layers import shapes
 from ldm.models.text import TextConfig
-from ldm.models.unet import UNet, UNetConfig
-from weights_convert import families
+from ldm.models.unet import UNetConfig
 from weights_convert.adapters import cloneofsimo
-from weights_convert.adapters.controlnet import (
-    CONFIG,
-    DIFFERENCES,
-    LOW_RANK,
-    WHOLE,
-    family_of,
-    find_control,
-    with_base,
-)
 from weights_convert.adapters.embedding import note
-from weights_convert.adapters.lora import numbers, opened
+from weights_convert.adapters.lora import Opened, numbers
 from weights_convert.adapters.names import Kernel, other_kind, parse, table
-from weights_convert.engine import compare
-from weights_convert.folder import read_json
-from weights_convert.reading import Checkpoint, LazyTensor, read_file
-from weights_convert.single_file import unwrapped
+from weights_convert.reading import Checkpoint, LazyTensor
 
 TEXT2 = TextConfig(width=1024, mlp_width=4096, layers=23, heads=16, activation="gelu")
 XL = {"channels": (320, 640, 1280), "depth": (0, 2, 10), "middle_depth": 10, "context_dim": 2048, "pooled_dim": 2816}
@@ -68,9 +52,9 @@ def is_lora(tensors: Mapping[str, LazyTensor]) -> bool:
     return cloneofsimo.is_one(tensors) or bool(parse(tensors).layers) or other_kind(names) is not None
 
 
-def lora_report(source: str | Path) -> str:
+def lora_report(source: Opened) -> str:
     """Layout, target family, layers, ranks, alphas, trigger words and metadata of a LoRA. Raises ValueError."""
-    path, checkpoint, said = opened(source)
+    path, checkpoint, said = source
     kind = other_kind(list(checkpoint.tensors))
     lines = [f"{path}: a LoRA" if kind is None else f"{path}: {kind}, which this program does not apply"]
     if cloneofsimo.is_one(checkpoint.tensors):
@@ -178,35 +162,4 @@ def embedding_report(path: Path, checkpoint: Checkpoint) -> str:
     name = checkpoint.extras.get("name")
     return "\n".join(
         [*lines, *[f"  trigger word: {name}"] * bool(name), *[f"  {note(checkpoint)}"] * bool(note(checkpoint))]
-    )
-
-
-def is_control(path: Path) -> bool:
-    """Whether a file is a ControlNet, or a folder has the configuration of one."""
-    if path.is_dir():
-        return (path / CONFIG).exists() and "ControlNet" in str(read_json(path / CONFIG).get("_class_name"))
-    return families.identify(unwrapped(read_file(path).tensors)).name == WHOLE
-
-
-def control_report(source: str | Path) -> str:
-    """Kind, family, layout, parameters, dtypes and hint of a ControlNet, and which tensors are missing or unknown.
-
-    Raises ValueError for those that are not read.
-    """
-    found = find_control(source)
-    part, config = found.part, found.part.config
-    if found.kind != WHOLE:  # held against the model that it must be for
-        part = with_base(found, shapes(UNet, config.unet))
-    specs = shapes(ControlNet, config).values()
-    dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in found.stored.values()}))
-    ranks = Counter(tensor.shape[1] for name, tensor in found.stored.items() if name.endswith(".up"))
-    return "\n".join(
-        [
-            f"{found.path}: {found.kind} for {family_of(config.unet)}",
-            f"  {sum(prod(s.shape) for s in specs):,} parameters in {len(specs)} arrays, stored as {dtypes}",
-            f"  {part.layout().title} names; {str(compare(part)) or 'every tensor used, every parameter filled'}",
-            *[f"  products of rank {said_of(ranks)}, to be added to a model's weights"] * (found.kind == LOW_RANK),
-            *["  differences, to be added to a model's weights"] * (found.kind == DIFFERENCES),
-            f"  {config.hint_channels} hint channels, context {config.unet.context_dim}",
-        ]
     )

@@ -73,8 +73,12 @@ def load_lora(source: str | Path, bundle: Bundle) -> Lora:
         raise ValueError(f"{path}: {error}") from None
 
 
-def opened(source: str | Path) -> tuple[Path, Checkpoint, dict[str, Any]]:
-    """(the file, what it holds, PEFT's configuration or {}). Raises ValueError."""
+Opened = tuple[Path, Checkpoint, dict[str, Any]]
+"""A file, what it holds, and PEFT's configuration or {}."""
+
+
+def opened(source: str | Path) -> Opened:
+    """The file of a source. Raises ValueError."""
     path = located(source)
     if path.is_dir():
         held = [path / name for name in FILES if (path / name).exists()]
@@ -82,8 +86,12 @@ def opened(source: str | Path) -> tuple[Path, Checkpoint, dict[str, Any]]:
         if not held and len(others) != 1:
             raise ValueError(f"{path}: holds no LoRA under a usual name ({', '.join(FILES)}); name the file itself")
         path = (held or others)[0]
+    return with_settings(path, read_file(path))
+
+
+def with_settings(path: Path, checkpoint: Checkpoint) -> Opened:
+    """What PEFT says, in a file beside it or in its metadata. Raises ValueError."""
     config = path.parent / CONFIG
-    checkpoint = read_file(path)
     if config.exists():
         return path, checkpoint, read_json(config)
     return path, checkpoint, parse_json(checkpoint.metadata.get(METADATA, "{}"), f"{path}: its metadata")
