@@ -5,10 +5,11 @@
     dreambooth  one toy (a small shiny purple cube, "zyx cube") from 12 renders, without and with pictures of the class
 
 Every run is of the command ``ldm train`` and of several seeds: of the renders, of the run, of the noise. Rows of JSON
-go to OUT/measured.jsonl and are skipped if they are there; ``python -m ldm.toybox.recipe.personal_page`` draws them.
+go to OUT/measured.jsonl; ``python -m ldm.toybox.recipe.personal_page OUT`` makes a page of them.
 
     shape     share of pictures in which the one toy is a handset, for "a COLOUR telephone handset", by an instrument
-              that knows all seven kinds: see ``ldm.toybox.recipe.seven_kinds``
+              that knows all seven kinds and what is none: ``ldm.toybox.recipe.seven_kinds``
+    none      share in which it is no toy's shape
     colour    share in which it has the colour that was asked for
     kept      share all right of fresh prompts of other toys: what has been forgotten
     subject   share of purple cubes for "a zyx cube"
@@ -42,6 +43,7 @@ from ldm.weights_file import read
 
 SEEDS, SHOTS, SIZE = (0, 1, 2), 12, 64
 EACH, KEPT = 8, 64  # pictures of each prompt; prompts of other toys
+INSTRUMENT = "instrument.safetensors"
 WORD, RARE = "<handset>", "zyx"
 SUBJECT = {
     "kind": KINDS.index("cube"),
@@ -126,14 +128,16 @@ def drawn(model: Bundle, prompts: list[str], seed: int) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32) / 255
 
 
-def shapes_right(model: Bundle, seed: int, name: str) -> dict[str, float]:
+def shapes_right(out: Path, model: Bundle, seed: int, name: str) -> dict[str, float]:
     """shape and colour of handsets, and what is kept of others; per cent."""
+    eye = seven_kinds.instrument(out / INSTRUMENT)
     wanted = [(c, f"a {COLOURS[c]} {name}") for c in range(len(COLOURS)) for _ in range(EACH)]
     seen = drawn(model, [text for _, text in wanted], seed)
-    kinds, slots = seven_kinds.kinds(seen), recogniser.scan_all(recogniser.load(), seen)
+    kinds, slots = seven_kinds.kinds(eye, seen), recogniser.scan_all(recogniser.load(), seen)
     share = lambda good: round(100 * float(np.mean(good)), 1)
     found = {
         "shape": share(kinds == HANDSET),
+        "none": share(kinds == seven_kinds.NONE),
         "colour": share(np.asarray(slots.colour)[:, 0] == [c for c, _ in wanted]),
     }
     return found | {"kept": kept(model, seed)}
@@ -155,7 +159,7 @@ def purple(model: Bundle, prompt: str, seed: int) -> float:
 def lora(out: Path, seed: int) -> Iterator[dict[str, Any]]:
     """Rows of ranks at alpha = r, and of alphas at rank 4."""
     data, base = folder(out / f"handsets-{seed}", *handsets(seed)), bundle.load("toybox")
-    yield {"way": "before", **shapes_right(base, seed, "telephone handset")}
+    yield {"way": "before", **shapes_right(out, base, seed, "telephone handset")}
     for rank, alpha in [*((r, float(r)) for r in RANKS), *((4, a) for a in ALPHAS)]:
         place, minutes = trained(
             "lora", out / f"lora-{rank}-{alpha:g}-{seed}", 400, data, 1e-3, seed=seed,
@@ -163,7 +167,7 @@ def lora(out: Path, seed: int) -> Iterator[dict[str, Any]]:
         )  # fmt: skip
         model = with_lora(base, lora_of(place / personal.LORA_FILE, alpha), folded=True)
         row = {"way": "lora", "rank": rank, "alpha": alpha, "minutes": round(minutes, 2)}
-        yield row | shapes_right(model, seed, "telephone handset")
+        yield row | shapes_right(out, model, seed, "telephone handset")
 
 
 def word(out: Path, seed: int) -> Iterator[dict[str, Any]]:
@@ -178,7 +182,7 @@ def word(out: Path, seed: int) -> Iterator[dict[str, Any]]:
         )
         model = with_word(base, WORD, read(place / personal.EMBEDDING_FILE)[WORD])
         row = {"way": "word", "vectors": vectors, "minutes": round(minutes, 2)}
-        yield row | shapes_right(model, seed, WORD)
+        yield row | shapes_right(out, model, seed, WORD)
 
 
 def dreambooth(out: Path, seed: int) -> Iterator[dict[str, Any]]:

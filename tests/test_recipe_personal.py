@@ -1,0 +1,36 @@
+"""The recipes of LoRA, textual inversion and DreamBooth: pictures, the instrument's training set, the page."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm.toybox.recipe import personal, personal_page, seven_kinds
+from ldm.toybox.scene import COLOURS, HANDSET, KINDS
+
+
+def test_the_pictures_to_learn_from():
+    scenes, captions = personal.handsets(0)
+    assert len(captions) == 12 and np.all(scenes.kind[:, 0] == HANDSET) and np.all(scenes.kind[:, 1:] < 0)
+    assert captions[1] == f"a {COLOURS[1]} telephone handset"
+    scenes, captions = personal.subjects(0)
+    assert set(captions) == {"a zyx cube"} and set(scenes.kind[:, 0]) == {KINDS.index("cube")}
+    assert set(scenes.colour[:, 0]) == {COLOURS.index("purple")}
+
+
+def test_displacement_of_nothing_changes_nothing_and_of_pixels_melts():
+    pictures = jnp.asarray(np.random.default_rng(0).random((6, 64, 64, 3), np.float32))
+    move = lambda reach: seven_kinds.displaced(jax.random.key(0), pictures, jnp.full(6, reach), 4.0)
+    assert np.allclose(move(0.0), pictures, atol=1e-6)
+    assert np.abs(move(3.0) - pictures).mean() > 0.1
+    assert seven_kinds.spoilt(jax.random.key(0), pictures).shape == pictures.shape
+
+
+def test_tables_are_over_seeds():
+    rows = [{"seed": s, "way": "lora", "rank": 4, "alpha": 4.0, "shape": 50.0 + 10 * s, "kept": 90.0} for s in range(3)]
+    rows.insert(0, {"seed": 0, "way": "before", "shape": 0.0, "kept": 98.0})
+    told = personal_page.table(rows, "rank", "alpha").splitlines()
+    assert told[0] == "| rank | alpha | shape | kept |"
+    assert told[2:] == [
+        "| – | – | 0.0 (0.0–0.0) | 98.0 (98.0–98.0) |",
+        "| 4 | 4 | 60.0 (50.0–70.0) | 90.0 (90.0–90.0) |",
+    ]
