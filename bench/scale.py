@@ -93,7 +93,10 @@ def filled(spec: jax.ShapeDtypeStruct) -> np.ndarray:
     return (0.02 * np.random.default_rng(0).standard_normal(spec.shape)).astype(spec.dtype)
 
 
-def sampling(family: str, devices: int, count: int, dtype: str) -> tuple[Any, Callable[[], Any]]:
+Run = Callable[[jax.stages.Compiled], Any]  # of the program when it has been compiled
+
+
+def sampling(family: str, devices: int, count: int, dtype: str) -> tuple[Any, Run]:
     """The program of the U-Net's steps for ``count`` pictures, traced, and a run of it."""
     configs, mesh = MODELS[family].configs, mesh_of(devices)
     inputs, state = request(configs, count, MODELS[family].size)
@@ -103,13 +106,13 @@ def sampling(family: str, devices: int, count: int, dtype: str) -> tuple[Any, Ca
     bounds = np.int32(0), np.int32(4)
     traced = program.advance.trace({"unet": specs}, inputs, state, *bounds, **static)
     if family == "sd1":
-        return traced, lambda: None
+        return traced, lambda compiled: None
     params = {"unet": replicate(mesh, jax.tree.map(filled, unet))}
     begin = jax.tree.map(np.asarray, state)
-    return traced, lambda: program.advance(params, inputs, begin, *bounds, **static)
+    return traced, lambda compiled: compiled(params, inputs, begin, *bounds)
 
 
-def training(family: str, devices: int, fsdp: int, count: int, dtype: str) -> tuple[Any, Callable[[], Any]]:
+def training(family: str, devices: int, fsdp: int, count: int, dtype: str) -> tuple[Any, Run]:
     """The training step of the whole U-Net on a batch of ``count``, traced, and a run of it."""
     configs, size = MODELS[family].configs, MODELS[family].size
     mesh = make_mesh(devices // fsdp, fsdp, jax.devices()[:devices])
@@ -124,13 +127,12 @@ def training(family: str, devices: int, fsdp: int, count: int, dtype: str) -> tu
     )
     traced = step.trace(specs, *others)
     if family == "sd1":
-        return traced, lambda: None
-    compiled = traced.lower().compile()
+        return traced, lambda compiled: None
     made = jax.tree.map(filled, (state, frozen, batch))
     held = [shard_state(mesh, made[0])]
     rest = replicate(mesh, made[1]), shard_batch(mesh, made[2])
 
-    def run() -> Any:
+    def run(compiled: jax.stages.Compiled) -> Any:
         held[0], metrics = compiled(held[0], *rest)
         return metrics
 
@@ -159,7 +161,8 @@ def measured() -> Iterator[dict[str, Any]]:
         }
         for what, make in makers.items():
             traced, run = make()
-            compiled, taken = traced.lower().compile(), seconds(run)
+            compiled = traced.lower().compile()
+            taken = seconds(lambda run=run, compiled=compiled: run(compiled))
             alone.setdefault(what, taken)
             row = {"what": what, "devices": devices, "pictures": count, "seconds": round(taken, 4)}
             row["parameters_mb"] = parameters_mb(MODELS["small"].configs)
