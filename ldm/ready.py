@@ -124,6 +124,7 @@ def read(path: Path) -> export.Exported | None:
 def keep(exported: export.Exported, path: Path) -> None:
     """Writes a file, and forgets the oldest ones. A folder that cannot be written to costs a warning."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # the user's own choice of a folder need not exist yet
         write_whole(path, lambda file: file.write(exported.serialize()))
     except OSError as error:
         warnings.warn(f"a traced program is not kept for the next time: {error}", stacklevel=2)

@@ -73,6 +73,23 @@ def bundle_of(model: str, dtype: str, parts: tuple[str, ...] | None = None) -> A
     return bundle
 
 
+_started: dict[str, Any] = {}
+
+
+def as_the_command(ask: Ask) -> Any:
+    """The bundle of a folder as ``ldm generate`` loads it, once: programs are made ready meanwhile, and kept."""
+    import weights_convert
+    from ldm.ahead import compile_ahead
+    from ldm.startup import cache_compilations
+
+    if ask["model"] not in _started:
+        cache_compilations()
+        prompts, size = [ask["prompt"]] * ask["batch"], tuple(ask["size"])
+        ready = lambda found: compile_ahead(found, prompts, ask["dtype"], size=size)
+        _started[ask["model"]] = weights_convert.load(ask["model"], ask["dtype"], meanwhile=ready)
+    return _started[ask["model"]]
+
+
 def load(ask: Ask) -> Any:
     """The whole model."""
     return bundle_of(ask["model"], ask["dtype"])
@@ -162,7 +179,6 @@ CALLS: dict[str, Callable[[Any, Ask], Prepared]] = {
     "decode": decode,
     "encode": encode,
     "picture": picture,
-    "start": picture,
     "memory": picture,
 }
 
@@ -172,6 +188,8 @@ def prepare(ask: Ask) -> Prepared:
     listen()
     if ask["question"] == "train":
         return train(ask)
+    if ask["question"] == "start":
+        return picture(as_the_command(ask), ask)
     bundle = bundle_of(ask["model"], ask["dtype"], PARTS.get(ask["question"]))
     return CALLS[ask["question"]](bundle, ask)
 
