@@ -27,7 +27,12 @@ def on_devices(bundle: Bundle, count: int) -> Bundle:
     Raises ValueError where there are not so many.
     """
     mesh = mesh_of(count)
-    return replace(bundle, params=jax.device_put(dict(bundle.params), NamedSharding(mesh, WHOLE)), mesh=mesh)
+    return replace(bundle, params=on_each(mesh, dict(bundle.params)), mesh=mesh)
+
+
+def on_each(mesh: Mesh | None, arrays: Any) -> Any:
+    """A pytree of arrays on every device of a mesh; as it is without one."""
+    return arrays if mesh is None else jax.device_put(arrays, NamedSharding(mesh, WHOLE))
 
 
 def mesh_of(count: int) -> Mesh:

@@ -17,7 +17,7 @@ from ldm import program
 from ldm.acceleration.shortcuts import NO_SHORTCUTS, Shortcuts
 from ldm.adapters.control import Control, check_net, hints_of, steering_of
 from ldm.bundle import Bundle
-from ldm.devices import check_count
+from ldm.devices import check_count, on_each
 from ldm.guidance import Guidance
 from ldm.inputs import (
     check_parts,
@@ -144,8 +144,8 @@ def generate(
     concat     [N, h, w, C'] for models with extra input channels; made of image and mask for inpainting models
     wrap       (denoiser, extra) -> denoiser: guidance of your own around all of this, compiled in (``ldm.guidance`` has
                some); ``extra``, a pytree of arrays, is what it is given at run time
-    release    the arrays of the text tower and the U-Net are deleted as soon as they have done their work: less memory,
-               and a bundle that can from then on only decode
+    release    the arrays of the text tower, the U-Net and the controls' nets are deleted as soon as they have done
+               their work: less memory, nets that are gone, and a bundle that can from then on only decode
     controls   ControlNets and T2I-Adapters, each with its hint picture: :class:`ldm.Control`
     shortcuts  what may be left out to be faster, compiled in: :class:`ldm.Shortcuts`
 
@@ -173,7 +173,7 @@ def with_controls(bundle: Bundle, controls: Sequence[Control], values: Inputs) -
         check_net(control.net, bundle.configs.unet, factor)
     hints = tuple(hints_of(control, count, (w * factor, h * factor)) for control in controls)
     steering = tuple(steering_of(control, values.plan) for control in controls)
-    nets = {"nets": tuple(control.net.params for control in controls)} if controls else {}
+    nets = {"nets": tuple(on_each(bundle.mesh, control.net.params) for control in controls)} if controls else {}
     return replace(bundle, params={**bundle.params, **nets}), values._replace(hints=hints, steering=steering)
 
 

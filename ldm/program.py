@@ -235,7 +235,7 @@ def draw(
 ) -> tuple[Array, Array, Array]:
     """A whole run -> (pictures [N, H, W, 3] uint8 or latents [N, h, w, Z], latents, whether each is finite [N]).
 
-    release: the arrays of the text tower and of the U-Net are deleted as soon as they have done their work.
+    release: the arrays of the text tower, of the U-Net and of nets are deleted as soon as they have done their work.
     """
     part = lambda name, needed: {name: params[name]} if needed else {}
     text, unet = part("text", inputs.texts.context is None), part("unet", True) | part("nets", nets)

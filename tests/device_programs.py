@@ -12,13 +12,28 @@ from mesh_programs import COLLECTIVE, HOLE, PHOTO, TINY
 import ldm
 from ldm import program
 from ldm.acceleration.shortcuts import Shortcuts
+from ldm.adapters.controlnet import ControlNet, ControlNetConfig, Net
+from ldm.adapters.t2i_adapter import T2IAdapter, T2IAdapterConfig, last_blocks
 from ldm.inputs import guidance_of, plain_texts
+from ldm.models.layers import shapes
 from ldm.request import Inputs, dealt
 from ldm.samplers import make_plan
 from ldm.starts import start_of
 from weights_convert.tiny import random_bundle
 
 PROMPTS, NEGATIVE = [f"{n} dogs" for n in range(8)], [f"no {n}" for n in range(8)]
+
+
+def controls() -> list[ldm.Control]:
+    """A ControlNet with a hint for each of eight pictures, and a T2I-Adapter with one for all; random weights."""
+    rng = np.random.default_rng(4)
+    adapter = T2IAdapterConfig((32,), last_blocks(1, 1), (False,), blocks=1, unshuffle=TINY.vae.factor)
+    made = []
+    for model, config in ((ControlNet, ControlNetConfig(TINY.unet, widths=(4, 8))), (T2IAdapter, adapter)):
+        specs = shapes(model, config).items()
+        arrays = {n: rng.standard_normal(s.shape, np.float32) * np.prod(s.shape[:-1]) ** -0.5 for n, s in specs}
+        made.append(Net(config, arrays))
+    return [ldm.Control(made[0], PHOTO, prompts_only=True), ldm.Control(made[1], PHOTO[0], scale=0.5, end=0.5)]
 
 
 def generating() -> dict[str, Any]:
@@ -32,6 +47,7 @@ def generating() -> dict[str, Any]:
         "hole": {"image": PHOTO, "mask": HOLE},
         "brownian": {"noise": "brownian", "sampler": "dpmpp_2m_sde"},
         "memory": {"shortcuts": Shortcuts(every=2, blocks=1)},
+        "controls": {"controls": controls()},
     }
     report, many = {}, ldm.on_devices(bundle, 8)
     for name, options in ways.items():

@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import LEAST
 from lora_files import relative
 
 import ldm
@@ -12,10 +15,12 @@ from ldm.adapters.control import RULES, Control, levels_of, steering_of
 from ldm.adapters.control_file import read_net, save_net
 from ldm.adapters.controlnet import ControlNet, ControlNetConfig, Net
 from ldm.adapters.t2i_adapter import T2IAdapter, T2IAdapterConfig, last_blocks
-from ldm.models.layers import init, shapes
+from ldm.conditioning import Conditioning
+from ldm.models.layers import bind, init, shapes
 from ldm.models.unet import UNetConfig
 from ldm.samplers import make_plan
 from ldm.schedule import NoiseSchedule
+from weights_convert.tiny import random_bundle
 
 pytestmark = pytest.mark.optimised  # bits are compared
 SIZE = (64, 48)
@@ -130,6 +135,62 @@ def test_the_interval_is_of_steps(nets, start, end, on):
     assert found == list(on)
 
 
+def test_a_pooled_net_says_the_same_everywhere(draw, nets):
+    """Its control is the other's mean, whether it steers in a step or not, and beside one that is not pooled."""
+    net = replace(nets[0], config=replace(nets[0].config, pooled=True))
+    rng = np.random.default_rng(1)
+    x, hint, context = (rng.standard_normal(s, np.float32) for s in ((2, 6, 8, 4), (2, 48, 64, 3), (2, 3, 64)))
+    control = lambda own: bind(ControlNet, own.config, own.params)(x, jnp.float32(7), Conditioning(context), hint)
+    means, others = jax.jit(lambda: (control(net), control(nets[0])))()
+    for mean, other in zip(jax.tree.leaves(means), jax.tree.leaves(others), strict=True):
+        assert mean.shape == (2, 1, 1, other.shape[-1])
+        np.testing.assert_allclose(mean[:, 0, 0], other.mean((1, 2)), rtol=1e-4, atol=1e-5)
+    late, beside = Control(net, picture(0), start=0.3), Control(nets[1], picture(1), end=0.5)
+    assert relative(draw(late, beside), draw(replace(late, net=nets[0]), beside)) > 0.01
+    assert relative(draw(late, beside), draw(beside, late)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model", "net", "shortcuts"),
+    [("bfloat16", "float32", ldm.Shortcuts(every=2, blocks=1)), ("float32", "bfloat16", ldm.Shortcuts())],
+)
+def test_a_net_of_another_dtype_steers_too(draw, least, nets, model, net, shortcuts):
+    """The model computes in its own. bfloat16 has 8 bits: some per cent after three steps."""
+    cast = lambda params, dtype: {name: jnp.asarray(array, dtype) for name, array in params.items()}
+    bundle = replace(least, params={**least.params, "unet": cast(least.params["unet"], model)})
+    control = Control(replace(nets[0], params=cast(nets[0].params, net)), picture(0))
+    found = ldm.generate(bundle, "a toy", controls=[control], shortcuts=shortcuts, **DRAW)
+    wanted, plain = (draw(Control(nets[0], picture(0), scale), shortcuts=shortcuts) for scale in (1, 0))
+    assert relative(found, wanted) < 0.05 < relative(plain, wanted)
+
+
+def test_under_cached_features(draw, nets):
+    """A step that is whole is what it was; in the others too a control counts, and one of scale 0 does not."""
+    control, cached = Control(nets[0], picture(0)), {"shortcuts": ldm.Shortcuts(every=2, blocks=1)}
+    assert relative(draw(control, steps=1, **cached), draw(control, steps=1)) < 1e-5
+    late = draw(replace(control, start=0.3, end=0.7), **cached)  # of three steps the second, which is not whole
+    off = draw(replace(control, scale=0), **cached)
+    assert np.array_equal(draw(**cached), off) and relative(late, off) > 1e-3
+
+
+@pytest.mark.parametrize("numbers", [{"in_channels": 9}, {"guidance_dim": 16}], ids=["inpainting", "told its guidance"])
+def test_models_of_other_inputs(nets, numbers):
+    """An inpainting model's net sees the latent alone; a model that is told its guidance has no negative half."""
+    bundle = random_bundle(configs=replace(LEAST, unet=replace(LEAST.unet, **numbers)), size=SIZE)
+    extra = np.random.default_rng(1).standard_normal((2, 6, 8, 5), np.float32)
+
+    def drawn(prompts: list[str], first: int = 0, **settings) -> np.ndarray:
+        controls = [Control(net, picture(7, *SIZE, 2)[first:][: len(prompts)], **settings) for net in nets[1:]]
+        concat = extra[first:][: len(prompts)] if "in_channels" in numbers else None
+        return ldm.generate(bundle, prompts, controls=controls, concat=concat, index=first, **DRAW)
+
+    both, off = drawn(["a", "b"]), drawn(["a", "b"], scale=0)
+    assert relative(both, off) > 0.01
+    assert relative(drawn(["b"], 1)[0], both[1]) < 1e-4, "each picture has its own hint"
+    told = "guidance_dim" in numbers
+    assert (relative(drawn(["a", "b"], prompts_only=True), both) < 1e-6) == told
+
+
 def test_a_hint_of_another_size_is_resized_and_said(draw, nets):
     with pytest.warns(UserWarning, match="the hint is 32x48 and the picture 64x48: it is stretched"):
         draw(Control(nets[0], picture(0, 32, 48)))
@@ -154,12 +215,20 @@ def test_what_cannot_be_is_one_sentence(draw, least, nets):
         draw(Control(Net(ControlNetConfig(wide), {}), picture(0)))
     with pytest.raises(ValueError, match="makes hints 4 times smaller, and the model makes pictures 8 times"):
         draw(Control(Net(replace(nets[0].config, widths=(4, 8, 8)), {}), picture(0)))
+    with pytest.raises(ValueError, match="sees hints of 6 channels, and pictures have 3, or 1"):
+        draw(Control(Net(replace(nets[0].config, hint_channels=6), {}), picture(0)))
+    with pytest.raises(ValueError, match="the ControlNet sees 9 channels, and the model's latents have 4"):
+        draw(Control(Net(ControlNetConfig(replace(least.configs.unet, in_channels=9)), {}), picture(0)))
+    with pytest.raises(ValueError, match=r"adds 32 channels at 1/4 .*, and this U-Net has 32 at 1/8"):
+        draw(Control(Net(replace(nets[2].config, unshuffle=4), {}), picture(0)))
 
 
 def test_a_net_in_a_file_of_ours(nets, tmp_path):
     save_net(nets[0], tmp_path / "net.safetensors")
     back = read_net(tmp_path / "net.safetensors")
-    assert back.config == nets[0].config
+    assert back.config == nets[0].config and not back.config.pooled
+    save_net(replace(nets[0], config=replace(nets[0].config, pooled=True)), tmp_path / "pooled.safetensors")
+    assert read_net(tmp_path / "pooled.safetensors").config.pooled
     assert all(np.array_equal(back.params[name], array) for name, array in nets[0].params.items())
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"other\.safetensors"):

@@ -1,6 +1,7 @@
 """Public ControlNet files of every layout: read, written, added to a model, and what is said where one does not fit."""
 
 import json
+from dataclasses import replace
 
 import checkpoint_files
 import jax.numpy as jnp
@@ -121,6 +122,17 @@ def test_a_prefix_a_wrapper_and_a_whole_model_beside_change_nothing(tmp_path):
     assert same(load_control(tmp_path / "whole.pth"), net)
     odd = write(tmp_path / "odd.safetensors", prefixed | {"surplus.weight": numbers(5, 2)}, "")
     refused("1 tensors belong to no part of Stable Diffusion, such as surplus.weight", odd)
+
+
+def test_a_folder_says_that_a_net_is_pooled(tmp_path):
+    net = Net(replace(NETS["1.x"].config, pooled=True), NETS["1.x"].params)
+    for layout in ("original", "diffusers"):
+        export_control(net, tmp_path / layout, layout)
+    assert json.loads((tmp_path / "diffusers/config.json").read_text())["global_pool_conditions"] is True
+    assert same(load_control(tmp_path / "diffusers"), net)
+    assert "pooled: averaged over all pixels" in inspect(tmp_path / "diffusers")
+    read = load_control(tmp_path / "original")
+    assert same(read, NETS["1.x"]) and same(replace(read, config=replace(read.config, pooled=True)), net)
 
 
 def test_folder_names_in_one_file_need_no_configuration(tmp_path):
@@ -282,7 +294,7 @@ def test_folders_that_are_none(tmp_path, tiny_folder):
         refused(phrase, tmp_path / "net")
 
     changed("holds AutoencoderKL, where a ControlNetModel is expected", _class_name="AutoencoderKL")
-    changed("global_pool_conditions is True, but this ControlNet knows only False", global_pool_conditions=True)
+    changed("global_pool_conditions is 1, but true or false is expected", global_pool_conditions=1)
     changed("conditioning_embedding_out_channels is 'x'", conditioning_embedding_out_channels="x")
     changed("attention_head_dim (the number of heads) is 7", attention_head_dim=7)
     changed("controlnet_cond_embedding.conv_in.weight is (4, 3, 3, 3) but should be", conditioning_channels=4)

@@ -29,12 +29,13 @@ def report(name: str) -> dict:
 
 @pytest.mark.long
 def test_pictures_are_those_of_one_device():
-    """Each with a prompt and a negative prompt of its own, by every way to say them; with a hole; with a memory."""
+    """Each with a prompt and a negative prompt of its own, by every way to say them; with a hole; with a memory;
+    under controls."""
     found = report("generating")
     assert found.pop("levels") <= 1 and found.pop("decoded") <= 1
     for name, (difference, size) in found.items():
         assert difference < 1e-4 and size > 0.1, name
-    assert {"texts", "scheduled", "context", "hole", "brownian", "memory"} == set(found)
+    assert {"texts", "scheduled", "context", "hole", "brownian", "memory", "controls"} == set(found)
 
 
 def test_noise_is_the_same_to_the_bit_and_nothing_is_communicated():

@@ -28,8 +28,8 @@ from ldm.adapters.t2i_adapter import T2IAdapter, T2IAdapterConfig, check_fit, wi
 from ldm.conditioning import Conditioning
 from ldm.hints import hint_picture
 from ldm.hooks import Hooks
-from ldm.models.layers import bind, dtype_of, whole
-from ldm.models.unet import Features, UNetConfig, skip_channels
+from ldm.models.layers import bind, whole
+from ldm.models.unet import Features, UNetConfig
 from ldm.samplers import Plan
 from ldm.schedule import check_name
 
@@ -139,18 +139,29 @@ def hints_of(control: Control, count: int, size: tuple[int, int]) -> np.ndarray:
     if len(many) not in (1, count):
         raise ValueError(f"there are {len(many)} hints for {count} pictures: give one for all, or one for each")
     fitted = np.stack([hint_picture(one, size) for one in many])
-    config = control.net.config
-    if (config.hint_channels if isinstance(config, ControlNetConfig) else config.in_channels) == 1:
+    if hint_channels(control.net.config) == 1:
         fitted = np.stack([np.asarray(Image.fromarray(one).convert("L"))[..., None] for one in fitted])
     return np.broadcast_to(fitted, (count, *fitted.shape[1:])).astype(np.float32) / 255
 
 
+def hint_channels(config: ControlNetConfig | T2IAdapterConfig) -> int:
+    """Of the hint that a net sees."""
+    return config.hint_channels if isinstance(config, ControlNetConfig) else config.in_channels
+
+
 def check_net(net: Net, unet: UNetConfig, factor: int) -> None:
-    """Raises ValueError unless a net is for this U-Net, and its hint for an autoencoder of this factor."""
+    """Raises ValueError unless a net is for this U-Net, and sees pictures, for an autoencoder of this factor."""
+    channels = hint_channels(net.config)
+    if channels not in (1, 3):
+        raise ValueError(f"the net sees hints of {channels} channels, and pictures have 3, or 1 where they are grey")
     if isinstance(net.config, T2IAdapterConfig):
-        check_fit(net.config, unet)
+        check_fit(net.config, unet, factor)
         return
     own = net.config.unet
+    if own.in_channels != unet.out_channels:
+        raise ValueError(
+            f"the ControlNet sees {own.in_channels} channels, and the model's latents have {unet.out_channels}"
+        )
     for what in ("context_dim", "channels", "blocks"):
         theirs, ours = getattr(own, what), getattr(unet, what)
         if theirs != ours:
@@ -180,14 +191,14 @@ def steered(configs: Sequence[Any], params: Any, hints: Sequence[Array], steerin
         total = None
         for config, own, features, how in zip(configs, params, seen, steering, strict=True):
             on = (sigma <= how.high) & (sigma > how.low)
-            features, rows = jax.tree.map(lambda a: _rows(a, len(x)), features), _share(how, len(x), hints[0].shape[0])
+            rows = _share(how, len(x), len(hints[0]))
+            features = jax.tree.map(lambda a: _rows(a, len(x)), features)
             if isinstance(config, T2IAdapterConfig):
                 weighed = {s: on * how.weights[i] * rows * a for i, (s, a) in enumerate(features.items())}
                 hooks = with_features(weighed, hooks)
             else:
                 net = partial(_control, config, own, features)
-                found = lax.cond(on, net, partial(_nothing, config, dtype_of(own)), x, t, context)
-                found = _weighed(found, how.weights, rows)
+                found = _weighed(lax.cond(on, net, partial(_nothing, net), x, t, context), how.weights, rows)
                 total = found if total is None else jax.tree.map(jnp.add, total, found)
         return total, hooks
 
@@ -198,13 +209,9 @@ def _control(config: ControlNetConfig, params: Any, seen: Array, x: Array, t: Ar
     return _module(config, tied(params, x)).control(x, t, Conditioning(context), seen)
 
 
-def _nothing(config: ControlNetConfig, dtype: Any, x: Array, t: Array, context: Array) -> Features:
-    """Zeros in place of a control, for noise levels at which a net does not steer."""
-    batch, rows, columns, _ = x.shape
-    channels = [*skip_channels(config.unet), config.unet.channels[-1]]
-    sides = [(-(-rows // 2**level), -(-columns // 2**level)) for level in levels_of(config.unet)]
-    zeros = [jnp.zeros((batch, *side, c), dtype) for side, c in zip(sides, channels, strict=True)]
-    return Features(tuple(zeros[:-1]), zeros[-1])
+def _nothing(net: Callable[..., Features], *given: Array) -> Features:
+    """Zeros in place of what a net makes of ``given``, for noise levels at which it does not steer."""
+    return jax.tree.map(lambda made: jnp.zeros(made.shape, made.dtype), jax.eval_shape(net, *given))
 
 
 def _look(config: Any, params: Any, hint: Array) -> Any:

@@ -8,11 +8,16 @@ the copied encoder and Z convolutions of one pixel that begin at zero,
     control = Z(F(x + hint(c)))                                                           eq. (2)
 
 so that before training it adds exactly nothing. What it returns is what ``UNet(..., control=)`` takes.
+
+A net may be pooled, as the published one that learned from shuffled pictures (version 1.1): its control is averaged
+over all pixels, so that it can say what a picture is made of and nothing of where. It is meant to leave the
+negative prompts alone (``ldm.Control``'s ``prompts_only``).
 """
 
 import itertools
 from dataclasses import dataclass
 
+import jax
 from flax import nnx
 from jax import Array
 
@@ -24,11 +29,12 @@ from ldm.models.unet import MLP, Encoder, Features, UNetConfig, embed_time, skip
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """The numbers: those of the U-Net that it controls, and of the hint's own small network."""
+    """The numbers: those of the U-Net that it controls, and of the hint's own small network; pooled: see above."""
 
     unet: UNetConfig = UNetConfig()  # noqa: RUF009
     hint_channels: int = 3
     widths: tuple[int, ...] = (16, 32, 96, 256)  # each but the last ends in a strided convolution: 8 times smaller
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,10 @@ class ControlNet(nnx.Module):
         return self.hint(hint.astype(self.zero_middle.kernel.dtype))
 
     def control(self, x: Array, t: Array, cond: Conditioning, seen: Array, *, hooks: Hooks = Hooks()) -> Features:
-        """The control, from what :meth:`see` made of the hint."""
+        """The control, from what :meth:`see` made of the hint. Where it is pooled, H = W = 1."""
         dtype = self.zero_middle.kernel.dtype
         emb = embed_time(self.time_mlp, t, x.shape[0], self.config.unet.channels[0], dtype)
         features = self.encoder(x.astype(dtype), emb, cond.context.astype(dtype), hooks, seen.astype(dtype))
         skips = tuple(zero(skip) for zero, skip in zip(self.zeros, features.skips, strict=True))
-        return Features(skips, self.zero_middle(features.middle))
+        control = Features(skips, self.zero_middle(features.middle))
+        return jax.tree.map(lambda a: a.mean((1, 2), keepdims=True), control) if self.config.pooled else control

@@ -141,15 +141,17 @@ def with_features(features: Maps, hooks: Hooks = Hooks(), scale: Array | float =
     return hooks._replace(tap=tap)
 
 
-def check_fit(config: T2IAdapterConfig, unet: UNetConfig) -> None:
+def check_fit(config: T2IAdapterConfig, unet: UNetConfig, factor: int = 8) -> None:
     """Raises ValueError unless the U-Net has every site of the adapter, with as many channels and pixels.
 
-    Both are counted from a latent that is 8 times smaller than the picture.
+    factor: how many times smaller than the picture the latent is.
     """
     c, last = unet.channels, len(unet.channels) - 1
-    places = {site: (n, 8 << i) for i, (site, n) in enumerate(zip(last_blocks(last + 1, unet.blocks), c, strict=True))}
-    places |= {f"encoder.down.{i}.downsample": (n, 16 << i) for i, n in enumerate(c[:last])}
-    places["encoder.middle"] = (c[last], 8 << last)
+    places = {
+        site: (n, factor << i) for i, (site, n) in enumerate(zip(last_blocks(last + 1, unet.blocks), c, strict=True))
+    }
+    places |= {f"encoder.down.{i}.downsample": (n, 2 * factor << i) for i, n in enumerate(c[:last])}
+    places["encoder.middle"] = (c[last], factor << last)
     smaller = config.unshuffle
     for site, channels, halve in zip(config.sites, config.channels, config.halves, strict=True):
         smaller *= 1 + halve

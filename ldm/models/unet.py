@@ -284,15 +284,15 @@ class UNet(nnx.Module):
         """One evaluation.
 
         ``x`` [B, H, W, C] is the noisy latent scaled to unit variance, ``t`` [] or [B] the timestep (it may be
-        fractional), ``control`` a :class:`Features` to add to the encoder's own. ``cond.concat``, where given, is
-        stacked on the channels of ``x``. Computes in the dtype of the weights; returns [B, H, W, out_channels].
+        fractional), ``control`` a :class:`Features` to add to the encoder's own, of any dtype, and of their shapes or
+        such that broadcast against them. ``cond.concat``, where given, is stacked on the channels of ``x``. Computes in
+        the dtype of the weights; returns [B, H, W, out_channels].
         """
         dtype = self.conv_out.kernel.dtype
         x = x if cond.concat is None else jnp.concatenate([x, cond.concat.astype(x.dtype)], axis=-1)
         emb, context = self.embed(t, cond, x.shape[0], dtype), cond.context.astype(dtype)
         features = self.encoder(x.astype(dtype), emb, context, hooks)
         if control is not None:
-            skips = tuple(s + c for s, c in zip(features.skips, control.skips, strict=True))
-            features = Features(skips, features.middle + control.middle)
+            features = jax.tree.map(lambda own, more: own + more.astype(dtype), features, control)
         h = self.decoder(features, emb, context, hooks)
         return self.conv_out(nnx.silu(self.norm_out(h)))

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from ldm.adapters.control_file import KEY, net_of
-from ldm.adapters.controlnet import Net
+from ldm.adapters.control_file import KEY, config_of
+from ldm.adapters.controlnet import ControlNetConfig, Net
 from ldm.adapters.t2i_adapter import T2IAdapterConfig, check_fit
 from ldm.bundle import Bundle, as_dtype
 from weights_convert import families
@@ -28,25 +28,33 @@ def load_control(source: str | Path, bundle: Bundle | None = None, dtype: Any = 
                 U-Net; of others the family is compared, and what single files do not say is taken from it
     dtype       "float32", "bfloat16" or "float16"
 
+    A diffusers folder says whether a ControlNet is pooled (v1.1 "shuffle" is); single files do not, and are taken for
+    nets that are not: ``dataclasses.replace(net, config=dataclasses.replace(net.config, pooled=True))`` makes it so.
+
     Raises ValueError in one sentence: for another family's, another kind of adapter, tensors that do not fit.
     """
     kind = as_dtype(dtype)
     path, checkpoint, beside = opened(source)
     if KEY in checkpoint.metadata:
-        net = own_net(path, checkpoint)
+        config = own_config(path, checkpoint)
         if bundle is not None:
             bundle.require("unet")
-            check_family(path, net.config.unet, bundle.configs.unet)
-        return Net(net.config, jax.device_put({name: array.astype(kind) for name, array in net.params.items()}))
-    if families.identify(unwrapped(checkpoint.tensors)).name == T2I:
+            check_family(path, config.unet, bundle.configs.unet)
+        return Net(config, jax.device_put({name: t.read().astype(kind) for name, t in checkpoint.tensors.items()}))
+    if is_t2i_adapter(checkpoint):
         return t2i_adapter_of((path, checkpoint, beside), bundle, dtype)
     return load_controlnet((path, checkpoint, beside), bundle, dtype)
 
 
-def own_net(path: Path, checkpoint: Checkpoint) -> Net:
-    """From a file that ``ldm.adapters.control_file.save_net`` wrote. Raises ValueError."""
+def is_t2i_adapter(checkpoint: Checkpoint) -> bool:
+    """Whether the names are a T2I-Adapter's."""
+    return families.identify(unwrapped(checkpoint.tensors)).name == T2I
+
+
+def own_config(path: Path, checkpoint: Checkpoint) -> ControlNetConfig:
+    """The numbers in a file that ``ldm.adapters.control_file.save_net`` wrote. Raises ValueError."""
     try:
-        return net_of({name: tensor.read() for name, tensor in checkpoint.tensors.items()}, checkpoint.metadata)
+        return config_of(checkpoint.tensors, checkpoint.metadata)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ldm.adapters.control_file import KEY
-from ldm.adapters.controlnet import ControlNet
+from ldm.adapters.controlnet import ControlNet, ControlNetConfig
 from ldm.adapters.t2i_adapter import T2IAdapter
 from ldm.models.layers import shapes
 from ldm.models.unet import UNet
 from weights_convert import families
-from weights_convert.adapters.control import T2I, own_net, t2i_config
+from weights_convert.adapters.control import T2I, is_t2i_adapter, own_config, t2i_config
 from weights_convert.adapters.controlnet import (
     CLASS,
     CONFIG,
@@ -55,13 +55,10 @@ def control_report(source: Opened) -> str:
     """
     path, checkpoint, _ = source
     if KEY in checkpoint.metadata:
-        config = own_net(path, checkpoint).config
-        lines = [
-            f"{path}: a ControlNet in a file of this project's own",
-            size_of(ControlNet, config, checkpoint.tensors),
-        ]
-        return "\n".join([*lines, f"  {config.hint_channels} hint channels, context {config.unet.context_dim}"])
-    if families.identify(unwrapped(checkpoint.tensors)).name == T2I:
+        config = own_config(path, checkpoint)
+        lines = [f"{path}: a ControlNet in a file of this project's own"]
+        return "\n".join([*lines, size_of(ControlNet, config, checkpoint.tensors), hint_of(config)])
+    if is_t2i_adapter(checkpoint):
         part = t2i_part(f"{path}: {T2I}", unwrapped(checkpoint.tensors), t2i_config(source))
         lines = [f"{path}: {T2I}, {'light' if part.config.light else 'full'}"]
         lines += [size_of(T2IAdapter, part.config, checkpoint.tensors), fit_of(part)]
@@ -83,9 +80,15 @@ def controlnet_report(source: Opened) -> str:
             fit_of(part),
             *[f"  products of rank {said_of(ranks)}, to be added to a model's weights"] * (found.kind == LOW_RANK),
             *["  differences, to be added to a model's weights"] * (found.kind == DIFFERENCES),
-            f"  {config.hint_channels} hint channels, context {config.unet.context_dim}",
+            hint_of(config),
         ]
     )
+
+
+def hint_of(config: ControlNetConfig) -> str:
+    """The line about what a ControlNet sees and gives."""
+    pooled = ", pooled: averaged over all pixels" if config.pooled else ""
+    return f"  {config.hint_channels} hint channels, context {config.unet.context_dim}{pooled}"
 
 
 def size_of(model: type, config: Any, stored: Any) -> str:

@@ -29,6 +29,8 @@ NOT_OF_ENCODERS = ("out_channels", "sample_size", "time_cond_proj_dim", "up_bloc
 def export_control(net: Net, path: str | Path, layout: str) -> None:
     """Writes a ControlNet in a layout of ``LAYOUTS``, in the dtype of its parameters.
 
+    The original layout does not say whether it is pooled.
+
     Raises ValueError for another layout, and for a folder that is not empty.
     """
     writers = {"original": original, "diffusers": diffusers}
@@ -78,6 +80,6 @@ def control_json(c: ControlNetConfig) -> dict:
         "conditioning_channels": c.hint_channels,
         "conditioning_embedding_out_channels": list(c.widths),
         "controlnet_conditioning_channel_order": "rgb",
-        "global_pool_conditions": False,
+        "global_pool_conditions": c.pooled,
         "use_linear_projection": not is_first_generation(c.unet),
     }

@@ -10,12 +10,11 @@ from typing import Any
 from ldm.adapters.controlnet import ControlNetConfig
 from weights_convert.engine import Layout, Tensors
 from weights_convert.tables import unet
-from weights_convert.tables.fields import LEVELS, axis, fixed, whole, wholes
+from weights_convert.tables.fields import LEVELS, axis, fixed, flag, whole, wholes
 
 FIXED = {  # what our ControlNet does; a configuration that asks for anything else is refused
     "addition_embed_type": None,
     "controlnet_conditioning_channel_order": "rgb",
-    "global_pool_conditions": False,
 }
 NUMBER = r"(\d{1,4})"
 
@@ -85,8 +84,8 @@ def with_original_names(tensors: Tensors) -> Tensors:
 def config_from_shapes(tensors: Tensors) -> ControlNetConfig:
     """The numbers of a ControlNet in either spelling, names without prefix, read off its shapes.
 
-    Heads and groups are not in the shapes: see ``weights_convert.tables.unet``. Raises ValueError where a tensor that
-    tells a number is missing.
+    Heads and groups are not in the shapes: see ``weights_convert.tables.unet``. Nor is whether it is pooled: here it is
+    not. Raises ValueError where a tensor that tells a number is missing.
     """
     original = with_original_names(tensors) if is_folder_names(tensors) else tensors
     convs = {name for name in original if re.fullmatch(r"input_hint_block\.\d+\.weight", name)}
@@ -109,4 +108,5 @@ def config_from_json(data: Mapping[str, Any], where: str) -> ControlNetConfig:
         unet.check_heads(unet.config_from_json(data, where), where),
         whole(data, "conditioning_channels", 3, where),
         wholes(data, "conditioning_embedding_out_channels", (16, 32, 96, 256), where),
+        flag(data, "global_pool_conditions", False, where),
     )
