@@ -170,8 +170,9 @@ def alone(ask: Row, pythons: Mapping[str, str], cache: Path, rounds: int) -> Row
     with Worker(OURS, pythons, cache) as worker:
         notes = worker.prepare(ask)
         times = [worker.tell("run") for _ in range(rounds)]
-        executed = {"seconds": summary([t["seconds"] for t in times])} if notes["executed"] else {}
-        return {"ours": {**notes, **times[-1], **executed}}
+    last = {name: value for name, value in times[-1].items() if name != "seconds"}
+    executed = {"seconds": summary([t["seconds"] for t in times])} if notes["executed"] else {}
+    return {"ours": {**notes, **last, **executed}}
 
 
 def refused(name: str, ask: Row, options: Options) -> str | None:
