@@ -66,6 +66,7 @@ def test_untrained_and_at_scale_zero_it_is_the_base_to_the_bit(draw, nets):
     assert np.array_equal(draw(*[Control(net, hint, scale=0) for net in nets]), base)
 
 
+@pytest.mark.long
 def test_order_does_not_matter_and_an_absent_one_is_one_of_scale_zero(draw, nets):
     first, second, third = (Control(net, picture(i), scale=0.5 + 0.2 * i) for i, net in enumerate(nets))
     assert relative(draw(second, first), draw(first, second)) < 1e-5  # not 0: sums of products are fused
@@ -135,6 +136,7 @@ def test_the_interval_is_of_steps(nets, start, end, on):
     assert found == list(on)
 
 
+@pytest.mark.long
 def test_a_pooled_net_says_the_same_everywhere(draw, nets):
     """Its control is the other's mean, whether it steers in a step or not, and beside one that is not pooled."""
     net = replace(nets[0], config=replace(nets[0].config, pooled=True))
@@ -150,6 +152,7 @@ def test_a_pooled_net_says_the_same_everywhere(draw, nets):
     assert relative(draw(late, beside), draw(beside, late)) < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "net", "shortcuts"),
     [("bfloat16", "float32", ldm.Shortcuts(every=2, blocks=1)), ("float32", "bfloat16", ldm.Shortcuts())],
@@ -173,6 +176,7 @@ def test_under_cached_features(draw, nets):
     assert np.array_equal(draw(**cached), off) and relative(late, off) > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("numbers", [{"in_channels": 9}, {"guidance_dim": 16}], ids=["inpainting", "told its guidance"])
 def test_models_of_other_inputs(nets, numbers):
     """An inpainting model's net sees the latent alone; a model that is told its guidance has no negative half."""

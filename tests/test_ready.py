@@ -59,6 +59,7 @@ def test_a_kept_program_gives_the_same(kept, monkeypatch):
     assert len(files(kept)) == 2, "another shape is another program"
 
 
+@pytest.mark.long
 def test_pictures_are_the_same_to_the_bit(kept, least, monkeypatch):
     run = lambda **changes: ldm.generate(least, "a red cube", **DRAW | changes)
     with_kept, shorter = run(), run(shortcuts=ldm.Shortcuts(every=2, blocks=1), steps=3)

@@ -114,6 +114,7 @@ def adapted(params, x, hint, cond, scale):
     return bind(UNet, UNET, params[0])(x, jnp.float32(7), cond, hooks=hooks)
 
 
+@pytest.mark.long
 @pytest.mark.optimised
 def test_scale_is_a_run_time_value_and_0_changes_no_bit(params, inputs):
     x, hint, cond = inputs

@@ -51,6 +51,7 @@ def run(out, **settings) -> int:
     return cli.main(["train", "controlnet", "--config", str(file), "--steps", "2", "--out", str(out)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hint", ["files", "canny"])
 def test_it_trains_on_a_folder_and_leaves_the_base_alone(base, pictures, tmp_path, least, hint):
     before = (base / "unet.safetensors").read_bytes()
@@ -79,6 +80,7 @@ def gradients(base, pictures, tmp_path, begin: str) -> dict[str, float]:
     return {name: float(jnp.abs(array).max()) for name, array in found.items()}
 
 
+@pytest.mark.long
 def test_only_the_outer_convolutions_move_at_first(base, pictures, tmp_path, least):
     """Claim 13: as long as they are zero, the copy and the inner convolution have a gradient of exactly 0."""
     found = gradients(base, pictures, tmp_path / "zero", "zero")
@@ -102,6 +104,7 @@ def test_it_begins_as_the_models_own_encoder(least):
             assert np.any(array)
 
 
+@pytest.mark.long
 def test_adherence_is_measured_as_it_trains(base, pictures, tmp_path):
     data = {"path": str(pictures), "size": 64, "hint": "files"}
     assert run(tmp_path / "run", base=str(base), data=data, sample_every=1) == 0
