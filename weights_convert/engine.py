@@ -135,6 +135,11 @@ def compare(part: Part) -> Comparison:
     )
 
 
+def fit(part: Part) -> str:
+    """How a part's tensors fit, for people: what :func:`compare` finds, or that all is well."""
+    return str(compare(part)) or "every tensor used, every parameter filled"
+
+
 def _some(names: Sequence[str]) -> str:
     more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

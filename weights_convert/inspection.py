@@ -12,7 +12,7 @@ from weights_convert.adapters import inspection as adapters
 from weights_convert.adapters import lora
 from weights_convert.adapters.control_inspection import control_report, is_control, is_control_folder
 from weights_convert.adapters.controlnet import CONFIG, opened
-from weights_convert.engine import Part, compare
+from weights_convert.engine import fit
 from weights_convert.load import find, located
 from weights_convert.reading import read_file
 
@@ -36,7 +36,7 @@ def inspect(source: str | Path, **options: Any) -> str:
     lines = [f"{path}: {found.family}"]
     for name, part in found.parts.items():
         lines.append(_line(name, part.config, _dtypes(Counter(str(t.dtype) for t in part.tensors.values()))))
-        lines.append(f"          {part.layout().title} names; {_fit(part)}")
+        lines.append(f"          {part.layout().title} names; {fit(part)}")
     return "\n".join([*lines, *_tail(found.bundle, found.prediction_from)])
 
 
@@ -61,11 +61,6 @@ def _line(name: str, config: Any, dtypes: str) -> str:
 
 def _dtypes(counts: Counter) -> str:
     return ", ".join(f"{dtype} ({count})" if len(counts) > 1 else dtype for dtype, count in counts.most_common())
-
-
-def _fit(part: Part) -> str:
-    told = str(compare(part))
-    return told or "every tensor used, every parameter filled"
 
 
 def _tail(bundle: Bundle, prediction_from: str) -> list[str]:

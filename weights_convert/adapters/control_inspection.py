@@ -25,7 +25,7 @@ from weights_convert.adapters.controlnet import (
 )
 from weights_convert.adapters.inspection import said_of
 from weights_convert.adapters.t2i_adapter import t2i_part
-from weights_convert.engine import Part, compare
+from weights_convert.engine import Part, fit
 from weights_convert.folder import read_json
 from weights_convert.reading import Checkpoint, read_file
 from weights_convert.single_file import unwrapped
@@ -100,4 +100,4 @@ def size_of(model: type, config: Any, stored: Any) -> str:
 
 def fit_of(part: Part) -> str:
     """The line about names."""
-    return f"  {part.layout().title} names; {str(compare(part)) or 'every tensor used, every parameter filled'}"
+    return f"  {part.layout().title} names; {fit(part)}"

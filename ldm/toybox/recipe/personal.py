@@ -13,7 +13,7 @@ go to OUT/measured.jsonl; ``python -m ldm.toybox.recipe.personal_page OUT`` make
     colour    share in which it has the colour that was asked for
     kept      share all right of fresh prompts of other toys: what has been forgotten
     subject   share of purple cubes for "a zyx cube"
-    drift     how much more often than before "a cube" is purple
+    class     share of purple cubes for "a cube": beside "class before", how far the class has drifted
 """
 
 import argparse
