@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm.toybox.recipe import personal, personal_page, seven_kinds
+from ldm.toybox.recipe import page, personal, seven_kinds
 from ldm.toybox.scene import COLOURS, HANDSET, KINDS
 
 
@@ -12,6 +12,7 @@ def test_the_pictures_to_learn_from():
     scenes, captions = personal.handsets(0)
     assert len(captions) == 12 and np.all(scenes.kind[:, 0] == HANDSET) and np.all(scenes.kind[:, 1:] < 0)
     assert captions[1] == f"a {COLOURS[1]} telephone handset"
+    assert {COLOURS[c] for c in scenes.colour[:, 0]} == set(COLOURS) - set(personal.NEW)
     scenes, captions = personal.subjects(0)
     assert set(captions) == {"a zyx cube"} and set(scenes.kind[:, 0]) == {KINDS.index("cube")}
     assert set(scenes.colour[:, 0]) == {COLOURS.index("purple")}
@@ -28,7 +29,7 @@ def test_displacement_of_nothing_changes_nothing_and_of_pixels_melts():
 def test_tables_are_over_seeds():
     rows = [{"seed": s, "way": "lora", "rank": 4, "alpha": 4.0, "shape": 50.0 + 10 * s, "kept": 90.0} for s in range(3)]
     rows.insert(0, {"seed": 0, "way": "before", "shape": 0.0, "kept": 98.0})
-    told = personal_page.table(rows, "rank", "alpha").splitlines()
+    told = page.table(rows, "rank", "alpha").splitlines()
     assert told[0] == "| rank | alpha | shape | kept |"
     assert told[2:] == [
         "| – | – | 0.0 (0.0–0.0) | 98.0 (98.0–98.0) |",
