@@ -1,9 +1,8 @@
-"""The page of ``ldm.toybox.recipe.control``: ``python -m ldm.toybox.recipe.control_page OUT``.
+"""The page of ``ldm.toybox.recipe.control``: ``python -m ldm.toybox.recipe.control_page OUT --pictures``.
 
 Tables over seeds, a figure, and a sheet of pictures that the nets of seed 0 draw, for docs/control.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from ldm.toybox.recipe import page
 from ldm.toybox.recipe.control import GUIDANCE, NETS, WAYS, Steered, drawn, net_of, scenes
 from ldm.toybox.recipe.page import Row, over_seeds, table
 
-PAGE = Path(__file__).parents[3] / "docs/control"
+PAGE = Path(__file__).parents[3] / "docs/control/README.md"
+SETTINGS = ("net", "nets", "scale", "rule", "guidance", "captions")  # which a row is told by
 SHOWN = 8  # pictures of a row
 COLOURS = ("#2b6cb0", "#c53030", "#2f855a", "#d69e2e", "#6b46c1", "#4a5568")
 
@@ -97,14 +97,12 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    """Writes the figure and the sheet, and puts the tables between their marks in docs/control/README.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder of the runs")
-    out = parser.parse_args().out
+    """Writes docs/control: rows, figure, tables, and the sheet if it is asked for."""
+    args = page.arguments(__doc__.splitlines()[0])
     mpl.use("Agg")
-    rows = page.results(out)
-    page.save(plot(rows), pictures(out), PAGE)
-    page.put(PAGE / "README.md", "ldm.toybox.recipe.control_page", tables(rows))
+    rows = page.results(args.out, PAGE.parent, *SETTINGS)
+    make = (lambda: pictures(args.out)) if args.pictures else None
+    page.write(PAGE, "ldm.toybox.recipe.control_page", rows, plot, tables, make)
 
 
 if __name__ == "__main__":

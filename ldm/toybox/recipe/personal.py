@@ -46,7 +46,6 @@ from ldm.weights_file import read
 SEEDS, SHOTS, SIZE = (0, 1, 2), 12, 64
 EACH, KEPT = 8, 48  # pictures of each prompt; prompts of other toys
 OTHERS, TIMES = 96, 8  # a LoRA's folder: the model's own pictures of other toys, and how often each handset is in it
-INSTRUMENT = "instrument.safetensors"
 WORD, TOY, RARE = "<handset>", "<toy>", "zyx"
 NEW = ("yellow", "purple")  # colours of which no handset is shown
 SHOWN = tuple(colour for colour in COLOURS if colour not in NEW)
@@ -150,9 +149,9 @@ def drawn(model: Bundle, prompts: list[str], seed: int) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32) / 255
 
 
-def shapes_right(out: Path, model: Bundle, seed: int, name: str) -> dict[str, float]:
+def shapes_right(model: Bundle, seed: int, name: str) -> dict[str, float]:
     """What is drawn for handsets of all colours; per cent."""
-    eye = seven_kinds.instrument(out / INSTRUMENT)
+    eye = seven_kinds.instrument()
     wanted = np.repeat(np.arange(len(COLOURS)), EACH)
     seen = drawn(model, [f"a {COLOURS[c]} {name}" for c in wanted], seed)
     kinds, slots = seven_kinds.kinds(eye, seen), recogniser.scan_all(recogniser.load(), seen)
@@ -184,7 +183,7 @@ def lora(out: Path, seed: int) -> Iterator[dict[str, Any]]:
     base = bundle.load("toybox")
     data = folder(out / f"handsets-{seed}", *handsets(seed), lambda: remembered(base, seed))
     name = "telephone handset"
-    yield {"way": "before", **shapes_right(out, base, seed, name), "kept": kept(base, seed)}
+    yield {"way": "before", **shapes_right(base, seed, name), "kept": kept(base, seed)}
     for rank, alpha in [*((r, float(r)) for r in RANKS), *((4, a) for a in ALPHAS)]:
         place, minutes = trained(
             "lora", out / f"lora-{rank}-{alpha:g}-{seed}", 500, data, 1e-3, seed=seed,
@@ -193,7 +192,7 @@ def lora(out: Path, seed: int) -> Iterator[dict[str, Any]]:
         learned = lora_of(place / personal.LORA_FILE, alpha)
         model = with_lora(base, learned, folded=True)
         row = {"way": "lora", "rank": rank, "alpha": alpha, "thousands": round(parameters(learned) / 1e3, 1)}
-        yield row | {"minutes": round(minutes, 2), **shapes_right(out, model, seed, name), "kept": kept(model, seed)}
+        yield row | {"minutes": round(minutes, 2), **shapes_right(model, seed, name), "kept": kept(model, seed)}
 
 
 def word(out: Path, seed: int) -> Iterator[dict[str, Any]]:
@@ -212,7 +211,7 @@ def word(out: Path, seed: int) -> Iterator[dict[str, Any]]:
         model = with_word(base, name, read(place / personal.EMBEDDING_FILE)[name])
         row = {"way": "word", "concept": concept, "vectors": vectors, "minutes": round(minutes, 2)}
         cube = concept == "cube"
-        yield row | ({"subject": purple(model, f"a {name}", seed)} if cube else shapes_right(out, model, seed, name))
+        yield row | ({"subject": purple(model, f"a {name}", seed)} if cube else shapes_right(model, seed, name))
 
 
 def dreambooth(out: Path, seed: int) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,8 @@
-"""The page of ``ldm.toybox.recipe.personal``: ``python -m ldm.toybox.recipe.personal_page OUT``.
+"""The page of ``ldm.toybox.recipe.personal``: ``python -m ldm.toybox.recipe.personal_page OUT --pictures``.
 
 Tables over seeds, a figure, and a sheet of pictures that the runs of seed 0 draw, for docs/personal.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from ldm.training import personal
 from ldm.training.parts import MODEL
 from ldm.weights_file import read
 
-PAGE = Path(__file__).parents[3] / "docs/personal"
+PAGE = Path(__file__).parents[3] / "docs/personal/README.md"
+SETTINGS = ("rank", "alpha", "vectors", "concept", "prior")  # which a row is told by
 SHOWN = 8  # pictures of a row
 MEASURES = {"shape": "#2b6cb0", "new shape": "#63b3ed", "none": "#a0aec0", "kept": "#c05621"}
 BOOTH = {"subject": "#2b6cb0", "class": "#c53030", "class before": "#a0aec0", "kept": "#c05621"}
@@ -95,14 +95,12 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    """Writes the figure and the sheet, and puts the tables between their marks in docs/personal/README.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder of the runs")
-    out = parser.parse_args().out
+    """Writes docs/personal: rows, figure, tables, and the sheet if it is asked for."""
+    args = page.arguments(__doc__.splitlines()[0])
     mpl.use("Agg")
-    rows = page.results(out)
-    page.save(plot(rows), pictures(out), PAGE)
-    page.put(PAGE / "README.md", "ldm.toybox.recipe.personal_page", tables(rows))
+    rows = page.results(args.out, PAGE.parent, *SETTINGS)
+    make = (lambda: pictures(args.out)) if args.pictures else None
+    page.write(PAGE, "ldm.toybox.recipe.personal_page", rows, plot, tables, make)
 
 
 if __name__ == "__main__":
