@@ -2,7 +2,7 @@
 
     lora        the telephone handset, which no training scene has, from 12 renders: by rank, and by alpha / r. They are
                 mixed with what the model itself draws for prompts of other toys, so that it does not forget those
-    word        one new word, the model as it is: for a small shiny purple cube, and for the handset
+    word        one new word, the model as it is: for a large shiny purple cube, and for the handset
     dreambooth  that cube, as a "zyx cube", without and with pictures of the class
 
 Every run is of the command ``ldm train`` and of several seeds: of the renders, of the run, of the noise. Rows of JSON
@@ -52,7 +52,7 @@ SHOWN = tuple(colour for colour in COLOURS if colour not in NEW)
 SUBJECT = {
     "kind": KINDS.index("cube"),
     "colour": COLOURS.index("purple"),
-    "size": 0,
+    "size": SIZES.index("large"),
     "material": MATERIALS.index("shiny"),
 }
 COMMON = {"batch": 8, "ema": 0.0, "log_every": 50, "checkpoint_every": 1000, "sample_every": 0, "base": "toybox"}
@@ -75,7 +75,9 @@ def handsets(seed: int, count: int = SHOTS) -> tuple[Scene, list[str]]:
     colour[:, 0] = [COLOURS.index(SHOWN[i % len(SHOWN)]) for i in range(count)]
     kind = np.where(scenes.kind >= 0, HANDSET, -1).astype(np.int32)
     large = np.where(scenes.kind >= 0, len(SIZES) - 1, scenes.size).astype(np.int32)
-    return replace(scenes, kind=kind, colour=colour, size=large), [f"a {COLOURS[c]} telephone handset" for c in colour[:, 0]]
+    return replace(scenes, kind=kind, colour=colour, size=large), [
+        f"a {COLOURS[c]} telephone handset" for c in colour[:, 0]
+    ]
 
 
 def subjects(seed: int, count: int = SHOTS) -> tuple[Scene, list[str]]:

@@ -89,7 +89,7 @@ def tables(rows: Sequence[Row]) -> str:
     own = lambda *ways: [row for row in rows if row["way"] in ways]
     words = [table([row for row in own("word") if row["concept"] == each], "vectors") for each in ("cube", "handset")]
     parts = [("LoRA: a telephone handset", table(own("before", "lora"), "rank", "alpha"))]
-    parts += [("Textual inversion: a small shiny purple cube", words[0])]
+    parts += [("Textual inversion: a large shiny purple cube", words[0])]
     parts += [("Textual inversion: a telephone handset", words[1]), ("DreamBooth", table(own("dreambooth"), "prior"))]
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in parts)
 

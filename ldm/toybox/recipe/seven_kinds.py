@@ -1,11 +1,13 @@
 """An instrument that knows all seven kinds of toys, and says "none" of what is no toy: the handset is among them.
 
 The recogniser was never shown a handset, and whatever looks like none of its six kinds would be taken for one. So this
-is a small network of its own, trained on renders of single toys and, as its eighth class, on toys that are spoilt:
-melted by a smooth displacement of several pixels, blended, half erased, torn, blurred. Real toys are shown softened
-and displaced by up to a pixel, as samples of a model are. ``python -m ldm.toybox.recipe.seven_kinds`` prints how often
-the packaged one is right on renders, and spoilt ones, that it was not shown; with a FILE that is not there, it trains
-one into it, in a quarter of an hour on two CPU cores.
+is a small network of its own, trained on renders of single large toys and, as its eighth class, on toys that are
+spoilt: melted by a smooth displacement of several pixels, blended, half erased, torn, blurred. Real toys are shown
+softened and displaced by up to a pixel, as samples of a model are. Beside the renders it sees what the packaged model
+draws: for the six kinds that it knows, as those, and for "telephone handset", which it cannot draw, as no toy.
+
+``python -m ldm.toybox.recipe.seven_kinds`` prints how often the packaged one is right on renders, and spoilt ones, that
+it was not shown; with a FILE that is not there, it trains one into it, in a quarter of an hour on two CPU cores.
 
 B pictures of 64x64 pixels in [0, 1].
 """
@@ -23,15 +25,18 @@ import optax
 from flax import nnx
 from jax import Array
 
-from ldm import weights_file
+from ldm import bundle, weights_file
 from ldm.models.layers import Keys, Params, bind, conv, group_norm, init, linear
+from ldm.toybox.parsing import parse
 from ldm.toybox.recipe import degrade
+from ldm.toybox.recipe.score import prompts_of, sampled
 from ldm.toybox.sampling import random_scenes
-from ldm.toybox.scene import KINDS
+from ldm.toybox.scene import COLOURS, KINDS, SIZES
 from ldm.toybox.world import render, to_uint8
 
 COUNT, SEED, TEST_SEED, AT_ONCE = 3500, 8001, 8002, 50
 STEPS, BATCH, RATE = 1500, 64, 2e-3
+DRAWN, NO_HANDSETS, AGAIN = 384, 192, 3  # pictures that the packaged model draws, and how often each is shown
 NONE = len(KINDS)
 WIDTHS = (24, 48, 96)
 PACKAGED = Path(__file__).parents[1] / "data/seven_kinds.safetensors"  # float16
@@ -56,12 +61,12 @@ class Eye(nnx.Module):
 
 
 def renders(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(pictures [B, 64, 64, 3] float32 of one toy each, its kind [B]), the kinds in turn."""
+    """(pictures [B, 64, 64, 3] float32 of one large toy each, its kind [B]), the kinds in turn."""
     scenes = random_scenes(range(count), seed, "train", 1)
     kinds = (np.arange(count) % len(KINDS)).astype(np.int32)
-    kind = scenes.kind.copy()
-    kind[:, 0] = kinds
-    scenes = replace(scenes, kind=kind)
+    kind, size = scenes.kind.copy(), scenes.size.copy()
+    kind[:, 0], size[:, 0] = kinds, len(SIZES) - 1
+    scenes = replace(scenes, kind=kind, size=size)
     some = lambda start: jax.tree.map(lambda array: array[start : start + AT_ONCE], scenes)
     parts = [to_uint8(render(some(start), 64)) for start in range(0, count, AT_ONCE)]
     return np.concatenate(parts).astype(np.float32) / 255, kinds
@@ -104,12 +109,27 @@ def shown(key: Array, pictures: Array) -> tuple[Array, Array]:
     return near, spoilt(c, jnp.roll(pictures, 5, 0))
 
 
+def drawings() -> tuple[np.ndarray, np.ndarray]:
+    """(pictures, kinds) that the packaged model draws: what it was asked for; and what it makes of the word "handset",
+    as ``NONE``."""
+    known = prompts_of(DRAWN, 1, False, SEED)
+    kinds = [KINDS.index(parse(text).descriptions[0].kind) for text in known]
+    unknown = [f"a {COLOURS[i % len(COLOURS)]} telephone handset" for i in range(NO_HANDSETS)]
+    model = bundle.load("toybox")
+    pictures = sampled(model, [*known, *unknown], model.guidance, 30_000)
+    return pictures, np.array([*kinds, *[NONE] * NO_HANDSETS], np.int32)
+
+
 def examples(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(pictures, kinds): ``count`` renders, as many a little displaced, as many spoilt."""
+    """(pictures, kinds): ``count`` renders, as many a little displaced, as many spoilt; and :func:`drawings`."""
     pictures, kinds = renders(count, SEED)
     parts = [shown(jax.random.key(i), pictures[i : i + AT_ONCE]) for i in range(0, count, AT_ONCE)]
     near, bad = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in (0, 1))
-    return np.concatenate([pictures, near, bad]), np.concatenate([kinds, kinds, np.full(count, NONE, np.int32)])
+    made, drawn = drawings()
+    none = np.full(count, NONE, np.int32)
+    return np.concatenate([pictures, near, bad, *[made] * AGAIN]), np.concatenate(
+        [kinds, kinds, none, *[drawn] * AGAIN]
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
