@@ -16,6 +16,7 @@ import numpy as np
 from ldm import program
 from ldm.acceleration.shortcuts import NO_SHORTCUTS, Shortcuts
 from ldm.adapters.control import Control, check_net, hints_of, steering_of
+from ldm.adapters.image_prompt import ImagePrompt, check_adapter, showing_of, tokens_of
 from ldm.bundle import Bundle
 from ldm.devices import check_count, on_each
 from ldm.guidance import Guidance
@@ -111,6 +112,7 @@ def generate(
     wrap: Wrap | None = None,
     extra: Any = None,
     controls: Sequence[Control] = (),
+    image_prompts: Sequence[ImagePrompt] = (),
     shortcuts: Shortcuts = NO_SHORTCUTS,
     index: int = 0,
     progress: bool = True,
@@ -144,9 +146,10 @@ def generate(
     concat     [N, h, w, C'] for models with extra input channels; made of image and mask for inpainting models
     wrap       (denoiser, extra) -> denoiser: guidance of your own around all of this, compiled in (``ldm.guidance`` has
                some); ``extra``, a pytree of arrays, is what it is given at run time
-    release    the arrays of the text tower, the U-Net and the controls' nets are deleted as soon as they have done
-               their work: less memory, nets that are gone, and a bundle that can from then on only decode
+    release    the arrays of the text tower, the U-Net, the controls' nets and the image prompts' adapters are deleted as
+               soon as they have done their work: less memory, and a bundle that can from then on only decode
     controls   ControlNets and T2I-Adapters, each with its hint picture: :class:`ldm.Control`
+    image_prompts  pictures to resemble, each with its IP-Adapter: :class:`ldm.ImagePrompt`
     shortcuts  what may be left out to be faster, compiled in: :class:`ldm.Shortcuts`
 
     Returns a NumPy array. Raises ValueError, in one sentence, for what cannot be; warns where a prompt is cut at the
@@ -161,8 +164,10 @@ def generate(
     start = start_of(bundle, count, size, picture, latents, concat)
     values = Inputs(spoken, start, guidance_of(bundle, guidance), *numbered(seed, index, count), plan, extra)
     bundle, values = with_controls(bundle, controls, values)
+    bundle, values = with_image_prompts(bundle, image_prompts, values)
     static = {"configs": bundle.configs, "sampler": sampler, "output": output, "noise": noise, "wrap": wrap}
     static |= {"shortcuts": shortcuts, "nets": tuple(control.net.config for control in controls)}
+    static |= {"adapters": tuple(prompt.adapter.config for prompt in image_prompts)}
     return run(bundle, values, static, picture, bool(progress), bool(release))
 
 
@@ -175,6 +180,16 @@ def with_controls(bundle: Bundle, controls: Sequence[Control], values: Inputs) -
     steering = tuple(steering_of(control, values.plan) for control in controls)
     nets = {"nets": tuple(on_each(bundle.mesh, control.net.params) for control in controls)} if controls else {}
     return replace(bundle, params={**bundle.params, **nets}), values._replace(hints=hints, steering=steering)
+
+
+def with_image_prompts(bundle: Bundle, prompts: Sequence[ImagePrompt], values: Inputs) -> tuple[Bundle, Inputs]:
+    """The same for image prompts, whose pictures are looked at here. Raises ValueError."""
+    for prompt in prompts:
+        check_adapter(prompt.adapter, bundle.configs.unet)
+    tokens = tuple(tokens_of(prompt, len(values.indices)) for prompt in prompts)
+    showing = tuple(showing_of(prompt, values.plan) for prompt in prompts)
+    own = {"adapters": tuple(on_each(bundle.mesh, p.adapter.params) for p in prompts)} if prompts else {}
+    return replace(bundle, params={**bundle.params, **own}), values._replace(tokens=tokens, showing=showing)
 
 
 def numbered(seed: Any, index: Any, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,115 @@
+"""What the pages of recipes have in common: rows of JSON, tables over seeds, bars, sheets of labelled pictures."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ldm.files import write_whole
+from ldm.toybox.sheets import GAP, INK, MARGIN, font, paper
+
+ROWS = "measured.jsonl"
+LABEL, LARGE = 190, 96  # pixels of a row's label; of a picture
+
+Row = dict[str, Any]
+Groups = list[tuple[Row, dict[str, np.ndarray]]]  # settings, and each figure's value for each seed
+
+
+def kept(out: Path, row: Row) -> None:
+    """Prints a row and adds it to the folder's."""
+    line = json.dumps(row)
+    print(line, flush=True)
+    with (out / ROWS).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def results(out: Path, way: str | None = None) -> list[Row]:
+    """All rows, or those of one way."""
+    rows = [json.loads(line) for line in (out / ROWS).read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if way in (None, row["way"])]
+
+
+def over_seeds(rows: Sequence[Row], *keys: str) -> Groups:
+    """[(the settings ``keys`` that rows share, {figure: its value for each seed})], in order of appearance."""
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    figure = lambda row, name: name not in (*keys, "seed") and isinstance(row[name], int | float)
+    return [
+        (
+            dict(zip(keys, at, strict=True)),
+            {name: np.array([row[name] for row in own], float) for name in own[0] if figure(own[0], name)},
+        )
+        for at, own in found.items()
+    ]
+
+
+def said(values: np.ndarray) -> str:
+    """Mean, and from least to most."""
+    digits = 1 if np.abs(values).max() >= 2 else 2
+    return f"{values.mean():.{digits}f} ({values.min():.{digits}f}–{values.max():.{digits}f})"
+
+
+def table(rows: Sequence[Row], *keys: str) -> str:
+    """In Markdown: a line for each group of rows that share ``keys``, which come first."""
+    groups = over_seeds(rows, *keys)
+    names = list(dict.fromkeys(name for _, found in groups for name in found))
+    lines = ["| " + " | ".join([*keys, *names]) + " |", "|" + "---|" * (len(keys) + len(names))]
+    for at, found in groups:
+        told = [f"{at[key]:g}" if isinstance(at[key], int | float) else at[key] or "–" for key in keys]
+        lines.append("| " + " | ".join([*told, *(said(found[n]) if n in found else "–" for n in names)]) + " |")
+    return "\n".join(lines)
+
+
+def bars(axes: Any, labels: Sequence[str], groups: Sequence[dict[str, np.ndarray]], colours: dict[str, str]) -> None:
+    """Groups of bars: the mean over seeds, and a dot for each."""
+    wide = 0.8 / len(colours)
+    for i, (name, colour) in enumerate(colours.items()):
+        places = np.arange(len(groups)) + wide * (i - (len(colours) - 1) / 2)
+        having = [(place, found[name]) for place, found in zip(places, groups, strict=True) if name in found]
+        axes.bar([p for p, _ in having], [v.mean() for _, v in having], wide, color=colour, label=name, alpha=0.8)
+        for place, values in having:
+            axes.scatter([place] * len(values), values, color="#1a202c", s=9, zorder=3)
+    axes.set_xticks(range(len(groups)), labels)
+    axes.set_ylim(0, 105)
+    axes.legend(fontsize=9, ncols=len(colours), loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+    plain(axes)
+
+
+def plain(axes: Any) -> None:
+    """A light grid, and no frame above or to the right."""
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def sheet(lines: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
+    """Labelled rows of pictures, each [n, H, W, 3] uint8."""
+    step = LARGE + GAP
+    most = max(len(pictures) for _, pictures in lines)
+    made = paper(MARGIN + LABEL + step * most, 2 * MARGIN + step * len(lines))
+    draw = ImageDraw.Draw(made)
+    for row, (label, pictures) in enumerate(lines):
+        y = MARGIN + step * row
+        draw.text((MARGIN, y + LARGE // 2 - 16), label, INK, font(14))
+        for column, picture in enumerate(pictures):
+            large = Image.fromarray(picture).resize((LARGE, LARGE), Image.Resampling.BICUBIC)
+            made.paste(large, (MARGIN + LABEL + step * column, y))
+    return made
+
+
+def put(page: Path, module: str, text: str) -> None:
+    """Text between the marks that name the module which makes it."""
+    begin, end = f"<!-- results: made by python -m {module} -->", "<!-- end of results -->"
+    head, rest = page.read_text(encoding="utf-8").split(begin)
+    made = f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
+    write_whole(page, lambda file: file.write(made.encode()))
+
+
+def save(figure: Any, pictures: Image.Image, folder: Path) -> None:
+    """measured.png and pictures.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "measured.png", lambda file: figure.savefig(file, format="png", dpi=110))
+    write_whole(folder / "pictures.png", lambda file: pictures.save(file, format="PNG", optimize=True))
