@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def config_of(stored: Mapping[str, Any], metadata: Mapping[str, str]) -> IPAdapt
     try:
         told: dict[str, Any] = json.loads(metadata[KEY])
         config = rebuilt(IPAdapterConfig, told | {"unet": rebuilt(UNetConfig, told["unet"])})
+        config = replace(config, kind=told["kind"])  # which ``rebuilt`` takes for the name of a class
         wanted = {name: spec.shape for name, spec in shapes(IPAdapter, config).items()}
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"not an IP-Adapter that this version understands ({error})") from None

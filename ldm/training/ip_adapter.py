@@ -147,6 +147,7 @@ def looking(
     size = true.shape[2], true.shape[1]
 
     def drawn(average: Any, count: int) -> np.ndarray:
+        count = min(count, len(first))
         own = replace(adapter, params={**adapter.params, **average["adapter"]})
         ids = np.broadcast_to(empty, (count, len(empty)))
         return draw(base.configs, base.params, ids, empty, size, 0, prompt=(own, rows["seen"][:count]))
