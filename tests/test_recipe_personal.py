@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from ldm.toybox.recipe import personal, personal_page, seven_kinds
+from ldm.toybox.recipe import page, personal, seven_kinds
 from ldm.toybox.scene import COLOURS, HANDSET, KINDS
 
 
@@ -12,6 +13,7 @@ def test_the_pictures_to_learn_from():
     scenes, captions = personal.handsets(0)
     assert len(captions) == 12 and np.all(scenes.kind[:, 0] == HANDSET) and np.all(scenes.kind[:, 1:] < 0)
     assert captions[1] == f"a {COLOURS[1]} telephone handset"
+    assert {COLOURS[c] for c in scenes.colour[:, 0]} == set(COLOURS) - set(personal.NEW)
     scenes, captions = personal.subjects(0)
     assert set(captions) == {"a zyx cube"} and set(scenes.kind[:, 0]) == {KINDS.index("cube")}
     assert set(scenes.colour[:, 0]) == {COLOURS.index("purple")}
@@ -28,9 +30,30 @@ def test_displacement_of_nothing_changes_nothing_and_of_pixels_melts():
 def test_tables_are_over_seeds():
     rows = [{"seed": s, "way": "lora", "rank": 4, "alpha": 4.0, "shape": 50.0 + 10 * s, "kept": 90.0} for s in range(3)]
     rows.insert(0, {"seed": 0, "way": "before", "shape": 0.0, "kept": 98.0})
-    told = personal_page.table(rows, "rank", "alpha").splitlines()
+    told = page.table(rows, "rank", "alpha").splitlines()
     assert told[0] == "| rank | alpha | shape | kept |"
     assert told[2:] == [
         "| – | – | 0.0 (0.0–0.0) | 98.0 (98.0–98.0) |",
         "| 4 | 4 | 60.0 (50.0–70.0) | 90.0 (90.0–90.0) |",
     ]
+
+
+def test_rows_of_another_day_replace_their_like(tmp_path):
+    out, folder = tmp_path / "out", tmp_path / "docs"
+    out.mkdir()
+    page.kept(out, {"seed": 0, "way": "lora", "rank": 4, "shape": 10.0})
+    page.kept(out, {"seed": 1, "way": "lora", "rank": 4, "shape": 20.0})
+    assert len(page.results(out, folder, "rank")) == 2
+    (out / page.ROWS).unlink()
+    page.kept(out, {"seed": 1, "way": "lora", "rank": 4, "shape": 30.0})
+    page.kept(out, {"seed": 1, "way": "lora", "rank": 1, "shape": 40.0})
+    assert [row["shape"] for row in page.results(out, folder, "rank")] == [10.0, 30.0, 40.0]
+
+
+@pytest.mark.long
+def test_the_instrument_knows_all_seven_and_what_is_none():
+    pictures, truth = seven_kinds.renders(50, 8003)  # as many as are drawn at once
+    eye = seven_kinds.instrument()
+    assert np.mean(seven_kinds.kinds(eye, pictures) == truth) > 0.9
+    melted = np.asarray(seven_kinds.displaced(jax.random.key(0), pictures, jnp.full(50, 6.0), 3.5))
+    assert np.mean(seven_kinds.kinds(eye, melted) == seven_kinds.NONE) > 0.9

@@ -1,7 +1,8 @@
 """What the pages of recipes have in common: rows of JSON, tables over seeds, bars, sheets of labelled pictures."""
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,18 @@ def kept(out: Path, row: Row) -> None:
         file.write(line + "\n")
 
 
-def results(out: Path, way: str | None = None) -> list[Row]:
-    """All rows, or those of one way."""
-    rows = [json.loads(line) for line in (out / ROWS).read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if way in (None, row["way"])]
+def results(out: Path, folder: Path, *settings: str) -> list[Row]:
+    """All rows: those that the page's folder has, and those of ``out``, which replace rows of the same way, seed and
+    ``settings``. They are written back to the folder, so that a page can be of several days."""
+    found = {}
+    for file in (folder / ROWS, out / ROWS):
+        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            row = json.loads(line)
+            found[tuple(row.get(name) for name in ("way", "seed", *settings))] = row
+    text = "".join(json.dumps(row) + "\n" for row in found.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / ROWS, lambda file: file.write(text.encode()))
+    return list(found.values())
 
 
 def over_seeds(rows: Sequence[Row], *keys: str) -> Groups:
@@ -49,7 +58,7 @@ def over_seeds(rows: Sequence[Row], *keys: str) -> Groups:
 
 def said(values: np.ndarray) -> str:
     """Mean, and from least to most."""
-    digits = 1 if np.abs(values).max() >= 2 else 2
+    digits = 2 if 0 < np.abs(values).max() < 2 else 1
     return f"{values.mean():.{digits}f} ({values.min():.{digits}f}–{values.max():.{digits}f})"
 
 
@@ -108,8 +117,21 @@ def put(page: Path, module: str, text: str) -> None:
     write_whole(page, lambda file: file.write(made.encode()))
 
 
-def save(figure: Any, pictures: Image.Image, folder: Path) -> None:
-    """measured.png and pictures.png."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write(
+    page: Path, module: str, rows: Sequence[Row], plot: Callable, tables: Callable, pictures: Callable | None
+) -> None:
+    """measured.png and pictures.png beside a page, and its tables between the marks that name the module."""
+    figure, folder = plot(rows), page.parent
     write_whole(folder / "measured.png", lambda file: figure.savefig(file, format="png", dpi=110))
-    write_whole(folder / "pictures.png", lambda file: pictures.save(file, format="PNG", optimize=True))
+    if pictures is not None:
+        made = pictures()
+        write_whole(folder / "pictures.png", lambda file: made.save(file, format="PNG", optimize=True))
+    put(page, module, tables(rows))
+
+
+def arguments(what: str) -> argparse.Namespace:
+    """OUT, and whether to draw pictures."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("--pictures", action="store_true", help="draw the sheet too; needs the runs of seed 0 in OUT")
+    return parser.parse_args()

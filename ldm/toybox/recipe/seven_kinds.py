@@ -3,8 +3,9 @@
 The recogniser was never shown a handset, and whatever looks like none of its six kinds would be taken for one. So this
 is a small network of its own, trained on renders of single toys and, as its eighth class, on toys that are spoilt:
 melted by a smooth displacement of several pixels, blended, half erased, torn, blurred. Real toys are shown softened
-and displaced by up to a pixel, as samples of a model are. ``python -m ldm.toybox.recipe.seven_kinds FILE`` trains it
-in minutes and prints how often it is right on renders, and spoilt ones, that it was not shown.
+and displaced by up to a pixel, as samples of a model are. ``python -m ldm.toybox.recipe.seven_kinds`` prints how often
+the packaged one is right on renders, and spoilt ones, that it was not shown; with a FILE that is not there, it trains
+one into it, in a quarter of an hour on two CPU cores.
 
 B pictures of 64x64 pixels in [0, 1].
 """
@@ -33,6 +34,7 @@ COUNT, SEED, TEST_SEED, AT_ONCE = 3500, 8001, 8002, 50
 STEPS, BATCH, RATE = 1500, 64, 2e-3
 NONE = len(KINDS)
 WIDTHS = (24, 48, 96)
+PACKAGED = Path(__file__).parents[1] / "data/seven_kinds.safetensors"  # float16
 
 
 class Eye(nnx.Module):
@@ -145,11 +147,11 @@ def _look(params: Params, pictures: Array) -> Array:
     return bind(Eye, WIDTHS, params)(pictures).argmax(-1)
 
 
-def instrument(path: Path) -> Params:
-    """The parameters in a file; trained first, if it is not there."""
+def instrument(path: Path = PACKAGED) -> Params:
+    """The parameters in a file, as float32; trained first, if it is not there."""
     if not path.exists():
-        weights_file.write(trained(), path)
-    return weights_file.read(path)
+        weights_file.write({name: np.asarray(a, np.float16) for name, a in trained().items()}, path)
+    return {name: array.astype(np.float32) for name, array in weights_file.read(path).items()}
 
 
 def kinds(params: Params, pictures: np.ndarray) -> np.ndarray:
@@ -161,7 +163,7 @@ def kinds(params: Params, pictures: np.ndarray) -> np.ndarray:
 def main() -> None:
     """Trains it, if FILE is not there, and prints accuracies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path, metavar="FILE.safetensors")
+    parser.add_argument("file", type=Path, metavar="FILE.safetensors", nargs="?", default=PACKAGED)
     params = instrument(parser.parse_args().file)
     pictures, truth = renders(1400, TEST_SEED)
     for name, seen in (
