@@ -120,6 +120,8 @@ def test_one_part_alone_and_in_place_of_another(tiny, tiny_folder):
     assert vae.configs.vae == tiny.configs.vae
     assert set(weights_convert.load(tiny_folder / "text_encoder").params) == {"text"}
     assert set(weights_convert.load(tiny_folder / "unet").params) == {"unet"}
+    beside = weights_convert.load(tiny_folder / "unet/diffusion_pytorch_model.safetensors")  # and its config.json
+    assert beside.configs.unet == tiny.configs.unet and same(beside, tiny, ("unet",))
     assert same(weights_convert.load(tiny_folder, vae=tiny_folder / "vae"), tiny)
     refused(tiny_folder, "holds no autoencoder", vae=tiny_folder / "unet")
 
