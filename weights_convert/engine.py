@@ -27,7 +27,7 @@ Rule = tuple[str, str | Callable[[re.Match], str]]
 Tensors = Mapping[str, LazyTensor]
 
 LEAVES: tuple[Rule, ...] = ((r"\.(kernel|scale|embedding)$", ".weight"),)
-AS_STORED = ("@", "embedding.weight", "positional_embedding")  # tables of vectors have no transpose
+AS_STORED = ("@", "token_embedding.weight", "position_embedding.weight", "positional_embedding")  # tables of vectors
 SHOWN = 6  # names per side in an error
 
 
