@@ -245,8 +245,13 @@ def draw(
     their work.
     """
     part = lambda name, needed: {name: params[name]} if needed else {}
-    text, unet = part("text", inputs.texts.context is None), part("unet", True) | part("nets", nets) | part("adapters", adapters)
-    said, state = call(BEGIN, text, inputs._replace(hints=(), steering=(), tokens=(), showing=()), configs=configs, mesh=mesh)
+    text, unet = (
+        part("text", inputs.texts.context is None),
+        part("unet", True) | part("nets", nets) | part("adapters", adapters),
+    )
+    said, state = call(
+        BEGIN, text, inputs._replace(hints=(), steering=(), tokens=(), showing=()), configs=configs, mesh=mesh
+    )
     rows = len(state.x) * (1 if configs.unet.guidance_dim else 2)
     memory = shortcuts.memory(configs.unet, rows, state.x.shape[1:3], dtype_of(params["unet"]))
     state = state._replace(memory=memory)

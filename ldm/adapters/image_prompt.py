@@ -98,7 +98,9 @@ def tokens_of(prompt: ImagePrompt, count: int) -> np.ndarray:
     adapter = prompt.adapter
     groups = groups_of(adapter, prompt.image, count)
     sizes = {len(group) for group in groups}
-    said = of_all(adapter, np.concatenate(groups)).reshape(len(groups), sizes.pop(), -1, adapter.config.unet.context_dim)
+    said = of_all(adapter, np.concatenate(groups)).reshape(
+        len(groups), sizes.pop(), -1, adapter.config.unet.context_dim
+    )
     nothing = said_of_nothing(adapter, prompt.negative)
     both = np.stack([np.broadcast_to(nothing, said.shape), said], axis=1)
     both = both.reshape(len(groups), 2, -1, said.shape[-1])
@@ -121,7 +123,9 @@ def groups_of(adapter: Adapter, image: Any, count: int) -> list[np.ndarray]:
             raise ValueError("an image prompt needs a picture, and its list is empty")
         return [np.stack([fit(one) for one in image])]
     if np.ndim(image) == 4 and len(image) not in (1, count):
-        raise ValueError(f"there are {len(image)} image prompts for {count} pictures: give one for all, or one for each")
+        raise ValueError(
+            f"there are {len(image)} image prompts for {count} pictures: give one for all, or one for each"
+        )
     return [fit(one)[None] for one in (image if np.ndim(image) == 4 else [image])]
 
 
@@ -197,9 +201,7 @@ def check_adapter(adapter: Adapter, unet: UNetConfig) -> None:
 Show = Callable[[int, Array, Hooks], Hooks]
 
 
-def shown(
-    configs: Sequence[IPAdapterConfig], params: Any, tokens: Sequence[Array], showing: Sequence[Showing]
-) -> Show:
+def shown(configs: Sequence[IPAdapterConfig], params: Any, tokens: Sequence[Array], showing: Sequence[Showing]) -> Show:
     """(rows B of a call, sigma, hooks) -> hooks with every image prompt in them. Tokens are looked at here, once."""
     found = []
     for config, own, both in zip(configs, params, tokens, strict=True):

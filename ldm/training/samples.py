@@ -56,7 +56,9 @@ def draw(
     side = tuple(length // configs.vae.factor for length in size[::-1])
     both = np.concatenate([np.broadcast_to(empty, ids.shape), ids])
     seen = None if net is None else (net.params, np.concatenate([hint, hint]).astype(np.float32) / 255)
-    shown = None if prompt is None else (prompt[0].params, np.asarray(prompt[1], np.float32), said_of_nothing(prompt[0]))
+    shown = (
+        None if prompt is None else (prompt[0].params, np.asarray(prompt[1], np.float32), said_of_nothing(prompt[0]))
+    )
     own = None if net is None else net.config, None if prompt is None else prompt[0].config
     return np.asarray(_draw(configs, own, parts, seen, shown, both, plan, side, jnp.int32(first)))
 

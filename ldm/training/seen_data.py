@@ -52,7 +52,9 @@ def with_seen(
     Raises ValueError for pictures that are not the same each time.
     """
     if not source.fixed:
-        raise ValueError("what a tower sees is kept for pictures that stay the same: give data.count, or cut without chance")
+        raise ValueError(
+            "what a tower sees is kept for pictures that stay the same: give data.count, or cut without chance"
+        )
     settings = {"pictures": source.key, "tower": hash_of([vision.__dict__, digest(tower)]), "states": states}
 
     def make() -> Iterator[Arrays]:

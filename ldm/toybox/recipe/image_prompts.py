@@ -110,7 +110,9 @@ def drawn(
         some = slice(i, i + AT_ONCE)
         prompts = [f"a {ASKABLE[kind]}" for kind in told.kinds[some]]
         shown = ImagePrompt(adapter, told.shown[some], 1.0 if scale is None else scale)
-        more: dict[str, Any] = {"image_prompts": [shown]} if scale is not None else {"context": beside(model, prompts, shown)}
+        more: dict[str, Any] = (
+            {"image_prompts": [shown]} if scale is not None else {"context": beside(model, prompts, shown)}
+        )
         more["controls"] = [Control(net, told.hints[some])] if net else []
         parts.append(ldm.generate(model, prompts, **settings, **more, index=i))
     return np.concatenate(parts)

@@ -1,9 +1,8 @@
-"""The page of ``ldm.toybox.recipe.image_prompts``: ``python -m ldm.toybox.recipe.image_prompts_page OUT``.
+"""The page of ``ldm.toybox.recipe.image_prompts``: ``python -m ldm.toybox.recipe.image_prompts_page OUT --pictures``.
 
 Tables over seeds, a figure, and a sheet of pictures of seed 0, for docs/image_prompts.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from ldm.toybox.recipe import page
 from ldm.toybox.recipe.image_prompts import ASKABLE, FOLLOWS, SCALES, asked, drawn, trained
 from ldm.toybox.recipe.page import Row, over_seeds, table
 
-PAGE = Path(__file__).parents[3] / "docs/image_prompts"
+PAGE = Path(__file__).parents[3] / "docs/image_prompts/README.md"
+SETTINGS = ("adapter", "scale", "hint")  # which a row is told by
 SHOWN = 8  # pictures of a row
 COLOURS = {"kind": "#2b6cb0", "colour": "#c53030", "material": "#d69e2e", "both": "#2f855a", "adherence": "#6b46c1"}
 
@@ -71,14 +71,12 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    """Writes the figure and the sheet, and puts the tables between their marks in docs/image_prompts/README.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder of the runs")
-    out = parser.parse_args().out
+    """Writes docs/image_prompts: rows, figure, tables, and the sheet if it is asked for."""
+    args = page.arguments(__doc__.splitlines()[0])
     mpl.use("Agg")
-    rows = page.results(out)
-    page.save(plot(rows), pictures(out), PAGE)
-    page.put(PAGE / "README.md", "ldm.toybox.recipe.image_prompts_page", tables(rows))
+    rows = page.results(args.out, PAGE.parent, *SETTINGS)
+    make = (lambda: pictures(args.out)) if args.pictures else None
+    page.write(PAGE, "ldm.toybox.recipe.image_prompts_page", rows, plot, tables, make)
 
 
 if __name__ == "__main__":
