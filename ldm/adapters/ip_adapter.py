@@ -8,9 +8,9 @@ section 3.2, eq. (4) and (5): with queries q from the picture's features, K V of
 
     Attention(q, K, V) + scale * Attention(q, K', V')
 
-so that only the kernels of K' and V', and a small network that makes tokens of what a CLIP tower sees, are learned. That
-is not attention over the tokens of both: each softmax sums to one by itself. The forms beside "base" are those of the
-authors' published code and weights; the resampler is that of Flamingo (arXiv:2204.14198), section 3.1.
+so that only the kernels of K' and V', and a small network that makes tokens of what a CLIP tower sees, are learned.
+That is not attention over the tokens of both: each softmax sums to one by itself. The forms beside "base" are those of
+the authors' published code and weights; the resampler is that of Flamingo (arXiv:2204.14198), section 3.1.
 """
 
 from collections.abc import Mapping
