@@ -30,8 +30,8 @@ def home(tmp_path_factory, least, least_with_image):
     for kind, seen in {"base": 48, "plus": 64, "face": FACE}.items():
         tensors = public(kind, least.configs.unet, seen, lora=kind == "face")
         write(folder / f"models/{kind}.safetensors", tensors)
-    (folder / "alone").mkdir()
-    write(folder / "alone/plus.bin", public("plus", least.configs.unet, 64))
+    (folder / "apart/alone").mkdir(parents=True)
+    write(folder / "apart/alone/plus.bin", public("plus", least.configs.unet, 64))
     for seed in (1, 2):
         noise = np.random.default_rng(seed).integers(0, 255, (40, 50, 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{seed}.png")
@@ -70,7 +70,7 @@ def test_pictures_as_prompts(draw, home, tmp_path):
     told = json.loads(Image.open(tmp_path / "out.png").text["ldm"])
     assert told["ip_adapter"] == [str(home / f"models/{kind}.safetensors") for kind in ("base", "plus")]
     assert told["image_prompt"] == [f"{home}/1.png@0.6", f"{home}/2.png"] and "image_encoder" not in told
-    alone = ["--ip-adapter", "{home}/alone/plus.bin", "--image-encoder", "{home}/models/image_encoder"]
+    alone = ["--ip-adapter", "{home}/apart/alone/plus.bin", "--image-encoder", "{home}/models/image_encoder"]
     prompt = ["--image-prompt", "{home}/2.png"]
     assert np.array_equal(draw(*alone, *prompt), draw(*PLUS, *prompt))
     assert json.loads(Image.open(tmp_path / "out.png").text["ldm"])["image_prompt"] == [f"{home}/2.png"]
@@ -114,7 +114,7 @@ MISTAKES = {
     ),
     "a vector for a picture": ([*BASE, "--image-prompt", "{home}/face.npy"], "image must be [H, W, 3]"),
     "no tower": (
-        ["--ip-adapter", "{home}/alone/plus.bin", "--image-prompt", "{home}/1.png"],
+        ["--ip-adapter", "{home}/apart/alone/plus.bin", "--image-prompt", "{home}/1.png"],
         "there is no folder image_encoder beside it; give the one that it was trained beside",
     ),
     "another tower": (

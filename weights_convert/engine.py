@@ -29,8 +29,8 @@ Tensors = Mapping[str, LazyTensor]
 
 LEAVES: tuple[Rule, ...] = ((r"\.(kernel|scale|embedding)$", ".weight"),)
 AS_STORED = ("@", "embedding.weight", "positional_embedding")  # tables of vectors have no transpose
-PARTS_OF_FUSED = {"#": 3, "%": 2}
 SHOWN = 6  # names per side in an error
+PARTS_OF_FUSED = {"#": 3, "%": 2}
 
 
 @dataclass(frozen=True)
