@@ -37,6 +37,7 @@ JIT_FILES = (
 LAYERS = [
     ["ldm.cli", "ldm.toybox.recipe"],
     ["ldm.cli_generate"],
+    ["ldm.cli_adapters"],
     ["ldm.course"],
     ["ldm"],
     ["ldm.editing"],

@@ -193,6 +193,8 @@ def test_what_cannot_be_is_one_sentence(draw, adapters, least):
         (ImagePrompt(replace(base, config=other), picture(0)), "attentions are not the model's"),
         (ImagePrompt(replace(base, vision=replace(VISION, projection=16)), picture(0)), "expects 48 numbers"),
         (ImagePrompt(adapters["face"], picture(0)), "sees vectors of 24 finite numbers"),
+        (ImagePrompt(adapters["face"], [picture(0), picture(1, 30)]), "sees vectors of 24 finite numbers"),
+        (ImagePrompt(replace(adapters["plus"], vision=None), picture(0)), "has none: load it with its tower"),
         (ImagePrompt(adapters["face"], np.full(24, np.nan)), "sees vectors of 24 finite numbers"),
     ]
     for shown, words in cases:

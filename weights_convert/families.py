@@ -20,8 +20,8 @@ BUFFERS = (
 OTHERS = (
     (r"conditioner\.embedders\..*", "an SDXL checkpoint"),
     (r"(control_model|input_hint_block|controlnet_cond_embedding)\..*|lora_controlnet", "a ControlNet"),
+    (r"(image_proj|ip_adapter)\..*", "an IP-Adapter"),  # before LoRAs: some have one in them
     (r".*(lora_(up|down|A|B|unet|te)|hada_w1|lokr_w1|_lora\.(up|down)).*", "a LoRA"),
-    (r"(image_proj|ip_adapter)\..*", "an IP-Adapter"),
     (r"(adapter\.)?body\.\d+\..*", "a T2I-Adapter"),
     (r"style_embedding", "a T2I style adapter"),
     (r"string_to_param\..*|emb_params|clip_[lg]|<.*>", "a textual inversion embedding"),

@@ -13,6 +13,8 @@ from weights_convert.adapters import inspection as adapters
 from weights_convert.adapters import lora
 from weights_convert.adapters.control_inspection import control_report, is_control, is_control_folder
 from weights_convert.adapters.controlnet import CONFIG, opened
+from weights_convert.adapters.ip_adapter import is_ip_adapter
+from weights_convert.adapters.ip_adapter_inspection import ip_adapter_report
 from weights_convert.engine import fit
 from weights_convert.load import find, located
 from weights_convert.reading import read_file
@@ -44,12 +46,14 @@ def inspect(source: str | Path, **options: Any) -> str:
 
 
 def adapter_report(path: Path) -> str | None:
-    """The report on a LoRA, an embedding, a ControlNet or a T2I-Adapter; None where the source is something else."""
+    """The report on a LoRA, an embedding, a ControlNet, a T2I- or an IP-Adapter; None where it is something else."""
     if path.is_dir() and is_control_folder(path):
         return control_report(opened(path))
     if path.is_dir():
         return adapters.lora_report(lora.opened(path)) if any((path / name).exists() for name in lora.FILES) else None
     checkpoint = read_file(path)
+    if is_ip_adapter(checkpoint):
+        return ip_adapter_report(path, checkpoint)
     if is_control(checkpoint):
         return control_report((path, checkpoint, path.parent / CONFIG))
     if adapters.is_embedding(checkpoint.tensors):

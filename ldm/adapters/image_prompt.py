@@ -20,6 +20,7 @@ from PIL import Image
 
 from ldm.adapters.interval import interval, number
 from ldm.adapters.ip_adapter import IPAdapter, IPAdapterConfig, sites, with_pairs
+from ldm.adapters.lora import Lora
 from ldm.hooks import Hooks
 from ldm.models.autoencoder import from_uint8
 from ldm.models.layers import Params, bind, whole
@@ -33,13 +34,15 @@ from ldm.samplers import Plan
 class Adapter:
     """An IP-Adapter as a plain value, with the vision tower that it was trained beside.
 
-    ``vision`` and ``tower`` are None where what it is given is no picture but a vector: a face recogniser's.
+    ``vision`` and ``tower`` are None where what it is given is no picture but a vector: a face recogniser's. ``lora``
+    is what was trained in the U-Net beside it, if anything was: ``ldm.with_lora(bundle, adapter.lora)`` applies it.
     """
 
     config: IPAdapterConfig
     params: Params
     vision: VisionConfig | None = None
     tower: Params | None = None
+    lora: Lora | None = None
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,8 @@ def tokens_of(prompt: ImagePrompt, count: int) -> np.ndarray:
     adapter = prompt.adapter
     groups = groups_of(adapter, prompt.image, count)
     sizes = {len(group) for group in groups}
-    said = of_all(adapter, np.concatenate(groups)).reshape(
-        len(groups), sizes.pop(), -1, adapter.config.unet.context_dim
-    )
+    E = adapter.config.unet.context_dim
+    said = of_all(adapter, np.concatenate(groups)).reshape(len(groups), sizes.pop(), -1, E)
     nothing = said_of_nothing(adapter, prompt.negative)
     both = np.stack([np.broadcast_to(nothing, said.shape), said], axis=1)
     both = both.reshape(len(groups), 2, -1, said.shape[-1])
@@ -110,12 +112,7 @@ def tokens_of(prompt: ImagePrompt, count: int) -> np.ndarray:
 def groups_of(adapter: Adapter, image: Any, count: int) -> list[np.ndarray]:
     """What is seen, as the tower or the adapter takes it: one array [P, ...] for all pictures, or one for each."""
     if adapter.vision is None:
-        vectors = np.atleast_2d(np.asarray(image, np.float32))
-        if vectors.ndim != 2 or vectors.shape[1] != adapter.config.image_dim or not np.isfinite(vectors).all():
-            raise ValueError(
-                f"this adapter sees vectors of {adapter.config.image_dim} finite numbers, got {np.shape(image)}"
-            )
-        return [vectors]
+        return [vectors_of(adapter, image)]
     side = adapter.vision.image
     fit = lambda picture: from_uint8(square_of(as_pictures(picture, 1)[0], side))
     if isinstance(image, list | tuple):
@@ -123,10 +120,23 @@ def groups_of(adapter: Adapter, image: Any, count: int) -> list[np.ndarray]:
             raise ValueError("an image prompt needs a picture, and its list is empty")
         return [np.stack([fit(one) for one in image])]
     if np.ndim(image) == 4 and len(image) not in (1, count):
-        raise ValueError(
-            f"there are {len(image)} image prompts for {count} pictures: give one for all, or one for each"
-        )
+        raise ValueError(f"there are {len(image)} image prompts for {count} pictures: give one, or one for each")
     return [fit(one)[None] for one in (image if np.ndim(image) == 4 else [image])]
+
+
+def vectors_of(adapter: Adapter, image: Any) -> np.ndarray:
+    """[P, V] float32 for an adapter without a tower. Raises ValueError."""
+    wide = adapter.config.image_dim
+    try:
+        vectors = np.atleast_2d(np.asarray(image, np.float32))
+    except (TypeError, ValueError):
+        vectors = np.empty(0)
+    if vectors.ndim != 2 or vectors.shape[1] != wide or not np.isfinite(vectors).all():
+        raise ValueError(
+            f"this adapter has no image tower: in place of pictures it sees vectors of {wide} finite numbers, such as a"
+            f" face recogniser's, and it was given {type(image).__name__} {np.shape(vectors)}"
+        )
+    return vectors
 
 
 def square_of(picture: np.ndarray, side: int) -> np.ndarray:
@@ -176,7 +186,15 @@ def _see(params: Any, seen: Array, config: IPAdapterConfig) -> Array:
 
 def check_adapter(adapter: Adapter, unet: UNetConfig) -> None:
     """Raises ValueError unless an adapter is for this U-Net, and its tower says what it expects."""
-    config, vision = adapter.config, adapter.vision
+    check_unet(adapter.config, unet)
+    if adapter.vision is not None:
+        check_tower(adapter.config, adapter.vision)
+    elif adapter.config.reads_states:
+        raise ValueError("the IP-Adapter reads the states of an image tower, and has none: load it with its tower")
+
+
+def check_unet(config: IPAdapterConfig, unet: UNetConfig) -> None:
+    """Raises ValueError unless an adapter is for this U-Net."""
     if config.unet.context_dim != unet.context_dim:
         raise ValueError(
             f"the IP-Adapter makes tokens {config.unet.context_dim} wide, and the model's are {unet.context_dim}:"
@@ -184,9 +202,18 @@ def check_adapter(adapter: Adapter, unet: UNetConfig) -> None:
         )
     if sites(config.unet) != sites(unet):
         raise ValueError("the IP-Adapter's attentions are not the model's: use one that was made for its family")
+
+
+def said_by(vision: VisionConfig, states: bool) -> int:
+    """V: how wide a tower's states are, or the one vector that it makes of a picture."""
+    return vision.width if states else vision.projection or vision.width
+
+
+def check_tower(config: IPAdapterConfig, vision: VisionConfig | None) -> None:
+    """Raises ValueError unless an image tower says what an adapter expects; None: there is none."""
     if vision is None:
-        return
-    says = vision.width if config.reads_states else vision.projection or vision.width
+        raise ValueError("holds no image tower")
+    says = said_by(vision, config.reads_states)
     if says != config.image_dim:
         raise ValueError(
             f"the IP-Adapter expects {config.image_dim} numbers of its image tower, and this one says {says}: give it"

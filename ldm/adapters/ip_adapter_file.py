@@ -20,7 +20,12 @@ KEY = "ldm.ip_adapter"  # of the metadata
 
 
 def save_adapter(adapter: Adapter, path: str | Path) -> None:
-    """Writes an adapter without its tower; :func:`read_adapter` and ``weights_convert.load_ip_adapter`` read it."""
+    """Writes an adapter without its tower; :func:`read_adapter` and ``weights_convert.load_ip_adapter`` read it.
+
+    Raises ValueError for one with a LoRA, of which the file would know nothing.
+    """
+    if adapter.lora is not None:
+        raise ValueError("it has a LoRA, which this file would lose: write it by weights_convert.export_ip_adapter")
     arrays = {name: np.asarray(array, order="C") for name, array in adapter.params.items()}
     made = safetensors.numpy.save(arrays, {KEY: json.dumps(asdict(adapter.config))})
     write_whole(Path(path), lambda file: file.write(made))
@@ -34,7 +39,7 @@ def config_of(stored: Mapping[str, Any], metadata: Mapping[str, str]) -> IPAdapt
     try:
         told: dict[str, Any] = json.loads(metadata[KEY])
         config = rebuilt(IPAdapterConfig, told | {"unet": rebuilt(UNetConfig, told["unet"])})
-        config = replace(config, kind=told["kind"])  # which ``rebuilt`` takes for the name of a class
+        config = replace(config, kind=told["kind"])  # which `rebuilt` takes for the name of a class
         wanted = {name: spec.shape for name, spec in shapes(IPAdapter, config).items()}
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"not an IP-Adapter that this version understands ({error})") from None

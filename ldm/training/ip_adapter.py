@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from ldm import bundle
-from ldm.adapters.image_prompt import Adapter, blank, looked_at, square_of
+from ldm.adapters.image_prompt import Adapter, blank, looked_at, said_by, square_of
 from ldm.adapters.ip_adapter import IPAdapter, IPAdapterConfig, Pairs, sites, with_pairs
 from ldm.adapters.ip_adapter_file import save_adapter
 from ldm.attention import training_attention
@@ -66,8 +66,7 @@ class ImageOptions:
 def config_for(base: Bundle, vision: VisionConfig, options: ImageOptions) -> IPAdapterConfig:
     """An adapter for a model and an image tower."""
     config = IPAdapterConfig(base.configs.unet, options.kind, options.tokens, 0, options.width, options.depth)
-    says = vision.width if config.reads_states else vision.projection or vision.width
-    return replace(config, image_dim=says)
+    return replace(config, image_dim=said_by(vision, config.reads_states))
 
 
 def first_params(config: IPAdapterConfig, base: Bundle, seed: int) -> Params:
