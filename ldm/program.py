@@ -111,8 +111,7 @@ def denoiser_of(
     """The guided denoiser of one call, wrapped by the caller, and told what is known; where shortcuts keep a memory,
     one with a memory. A network that is told its guidance answers for the prompts alone.
 
-    nets, adapters: the configurations of controls and of image prompts, whose parameters are ``params["nets"]`` and
-    ``params["adapters"]``.
+    nets, adapters: the configurations of controls and of image prompts; ``params`` has theirs by the same names.
     """
     schedule, g, dtype = configs.schedule, inputs.guidance, dtype_of(params["unet"])
     said, start = contexts(configs, params, inputs.texts), inputs.start
@@ -241,17 +240,13 @@ def draw(
 ) -> tuple[Array, Array, Array]:
     """A whole run -> (pictures [N, H, W, 3] uint8 or latents [N, h, w, Z], latents, whether each is finite [N]).
 
-    release: the arrays of the text tower, of the U-Net, of nets and adapters are deleted as soon as they have done
-    their work.
+    release: the arrays of the text tower, the U-Net, nets and adapters are deleted once they have done their work.
     """
     part = lambda name, needed: {name: params[name]} if needed else {}
-    text, unet = (
-        part("text", inputs.texts.context is None),
-        part("unet", True) | part("nets", nets) | part("adapters", adapters),
-    )
-    said, state = call(
-        BEGIN, text, inputs._replace(hints=(), steering=(), tokens=(), showing=()), configs=configs, mesh=mesh
-    )
+    text = part("text", inputs.texts.context is None)
+    unet = part("unet", True) | part("nets", nets) | part("adapters", adapters)
+    alone = inputs._replace(hints=(), steering=(), tokens=(), showing=())
+    said, state = call(BEGIN, text, alone, configs=configs, mesh=mesh)
     rows = len(state.x) * (1 if configs.unet.guidance_dim else 2)
     memory = shortcuts.memory(configs.unet, rows, state.x.shape[1:3], dtype_of(params["unet"]))
     state = state._replace(memory=memory)
