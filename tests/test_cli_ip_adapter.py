@@ -115,7 +115,7 @@ MISTAKES = {
     "a vector for a picture": ([*BASE, "--image-prompt", "{home}/face.npy"], "image must be [H, W, 3]"),
     "no tower": (
         ["--ip-adapter", "{home}/apart/alone/plus.bin", "--image-prompt", "{home}/1.png"],
-        "there is no folder image_encoder beside it; give the one that it was trained beside",
+        "there is no folder image_encoder beside it: give the image tower that it was trained beside",
     ),
     "another tower": (
         [*BASE, "--image-prompt", "{home}/1.png", "--image-encoder", "{home}/model"],

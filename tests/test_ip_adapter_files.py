@@ -211,11 +211,13 @@ def test_a_tower_beside_that_does_not_fit_is_passed_over(unet, least, least_with
     other = dataclasses.replace(towers.configs.image, projection=0)
     less = {name: array for name, array in towers.params["image"].items() if name != "projection.kernel"}
     weights_convert.save(Bundle(Configs(image=other), {"image": less}), tmp_path / "sdxl_models/image_encoder")
-    refused(path, "no image tower for it", "expects 48 numbers", "this one says 64", "--image-encoder", bundle=least)
+    refused(path, "/image_encoder", "expects 48 numbers", "this one says 64", "--image-encoder", bundle=least)
     refused(path, "expects 48 numbers", bundle=least, tower=tmp_path / "sdxl_models/image_encoder")
     assert load_ip_adapter(path, least_with_image).tower is least_with_image.params["image"]
     weights_convert.save(towers, tmp_path / "models/image_encoder")
     assert load_ip_adapter(path, least).vision == towers.configs.image
+    (tmp_path / "sdxl_models/image_encoder/image.safetensors").write_bytes(b"cut short")
+    refused(path, "image.safetensors", bundle=least)
 
 
 @pytest.mark.long
@@ -324,7 +326,7 @@ def test_other_files_are_refused(least, least_with_image, tmp_path, files):
     refused(tmp_path / "nowhere.bin", "no such file or folder", bundle=least)
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "holds 0 files of weights", bundle=least)
-    refused(files["plus"], "there is no folder image_encoder beside it; give the one", bundle=least)
+    refused(files["plus"], "there is no folder image_encoder beside it: give the image tower", bundle=least)
     refused(files["plus"], "no such file or folder", bundle=least, tower=tmp_path / "nowhere")
     refused(files["plus"], "dtype 'int8'", bundle=least_with_image, dtype="int8")
     weights_convert.save(least, tmp_path / "least")

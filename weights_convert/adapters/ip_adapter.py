@@ -155,8 +155,9 @@ def tower_for(
     unfit = []
     for place in (path.parent / name for name in BESIDE):
         if place.is_dir():
+            vision = vision_of(place)
             try:
-                check_tower(adapter.config, vision_of(place))
+                check_tower(adapter.config, vision)
             except ValueError as error:
                 unfit.append(f"{place}: {error}")
             else:
@@ -166,12 +167,9 @@ def tower_for(
             check_tower(adapter.config, bundle.configs.image)
             return bundle.configs.image, bundle.params["image"]
         except ValueError as error:
-            unfit.append(f"the model's own: {error}")
-    raise ValueError(
-        f"{path}: no image tower for it: "
-        + (unfit[0] if unfit else "there is no folder image_encoder beside it")
-        + "; give the one that it was trained beside (tower=, on the command line --image-encoder)"
-    )
+            unfit.append(f"the model's own image tower: {error}")
+    why = "there is no folder image_encoder beside it: give the image tower that it was trained beside"
+    raise ValueError(f"{path}: {unfit[0] if unfit else why} (tower=, on the command line --image-encoder)")
 
 
 def vision_of(place: Path) -> VisionConfig | None:
