@@ -84,7 +84,8 @@ def test_a_face_beside_a_control_a_lora_and_a_word(draw, home, least, tmp_path):
     faced = draw(*face, "{home}/face.npy")
     assert (off != plain).any() and (faced != off).any()
     save_file({"<toy>": np.ones((2, 64), np.float32)}, tmp_path / "word.safetensors")
-    save_file(kohya({QUERY: plain_lora(32, 32, 1)[0]}), tmp_path / "lora.safetensors")
+    lora = {n: np.ascontiguousarray(a) for n, a in kohya({QUERY: plain_lora(32, 32, 1)[0]}).items()}
+    save_file(lora, tmp_path / "lora.safetensors")
     config = ControlNetConfig(least.configs.unet, widths=(4, 8, 8, 8))
     net = {name: numbers(i, *s.shape) / 9 for i, (name, s) in enumerate(shapes(ControlNet, config).items())}
     save_net(Net(config, net), tmp_path / "net.safetensors")
