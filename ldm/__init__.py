@@ -2,6 +2,7 @@
 
 from ldm.acceleration.shortcuts import Shortcuts
 from ldm.adapters.control import Control
+from ldm.adapters.image_prompt import ImagePrompt
 from ldm.adapters.lora import with_lora, without_lora
 from ldm.adapters.textual_inversion import with_word
 from ldm.bundle import Bundle, load, save
@@ -13,6 +14,7 @@ __all__ = [
     "Bundle",
     "Control",
     "Guidance",
+    "ImagePrompt",
     "Shortcuts",
     "decode",
     "encode",

@@ -54,7 +54,9 @@ def compile_ahead(
         plan,
     )
     static = {"configs": configs, "sampler": sampler, "noise": noise, "wrap": None, "mesh": None}
-    for_one_device(empty.params, values, static | {"shortcuts": program.NO_SHORTCUTS, "nets": ()}, output)
+    for_one_device(
+        empty.params, values, static | {"shortcuts": program.NO_SHORTCUTS, "nets": (), "adapters": ()}, output
+    )
 
 
 def specs(config: Any, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:

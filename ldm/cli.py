@@ -15,6 +15,7 @@ from ldm.bundle import DTYPES
 from ldm.cli_generate import generate_options, run_generate, source_of, source_options
 from ldm.course import command as course
 from ldm.files import check_png, check_vacant, write_whole
+from ldm.schedule import check_name
 from ldm.startup import cache_compilations
 from ldm.toybox.dataset import Dataset, write_folder
 from ldm.toybox.sampling import SPLITS
@@ -25,6 +26,9 @@ from weights_convert.adapters.controlnet_export import LAYOUTS as CONTROL_LAYOUT
 from weights_convert.adapters.controlnet_export import export_control
 from weights_convert.adapters.export import EMBEDDING_LAYOUTS, LORA_LAYOUTS, export_embedding, export_lora
 from weights_convert.adapters.inspection import is_embedding
+from weights_convert.adapters.ip_adapter import is_ip_adapter, load_alone
+from weights_convert.adapters.ip_adapter_export import LAYOUTS as IP_ADAPTER_LAYOUTS
+from weights_convert.adapters.ip_adapter_export import export_ip_adapter
 from weights_convert.inspection import inspect
 from weights_convert.load import located
 from weights_convert.reading import read_file
@@ -48,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("source", metavar="SRC")
     convert.add_argument("destination", type=Path, metavar="DST")
     source_options(convert)
-    layouts = sorted({*LORA_LAYOUTS, *EMBEDDING_LAYOUTS, *CONTROL_LAYOUTS})
+    layouts = sorted({*LORA_LAYOUTS, *EMBEDDING_LAYOUTS, *CONTROL_LAYOUTS, *IP_ADAPTER_LAYOUTS})
     convert.add_argument("--to", metavar="LAYOUT", help=f"for an adapter: {', '.join(layouts)}")
     convert.add_argument("--model", metavar="SRC", help="for an adapter: the model that it is for")
     toybox = commands.add_parser("toybox", help="draw the small world of toys, with the truth of every picture")
@@ -93,14 +97,17 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def convert_adapter(args: argparse.Namespace) -> None:
-    """``ldm convert --to LAYOUT --model SRC``: a LoRA, an embedding or a ControlNet for other tools. ValueError."""
+    """``ldm convert --to LAYOUT --model SRC``: any adapter for other tools. ValueError."""
     if args.to is None or args.model is None:
         raise ValueError("--to LAYOUT and --model SRC go together: how to write an adapter, and the model it is for")
     if args.destination.exists():
         raise ValueError(f"{args.destination}: exists; choose a new name")
     bundle = weights_convert.load(args.model)
     path = located(args.source)
-    if args.to in CONTROL_LAYOUTS and is_control_source(path):
+    if path.is_file() and is_ip_adapter(read_file(path)):
+        check_name("layout of IP-Adapters", args.to, IP_ADAPTER_LAYOUTS)
+        export_ip_adapter(load_alone(path, bundle)[1], args.destination)
+    elif args.to in CONTROL_LAYOUTS and is_control_source(path):
         export_control(weights_convert.load_control(path, bundle), args.destination, args.to)
     elif path.is_file() and is_embedding(read_file(path).tensors):
         found = weights_convert.load_embedding(path, bundle)

@@ -1,8 +1,7 @@
-"""``ldm generate``: its options, and what is done with them. The rest of the command line is in ``ldm.cli``."""
+"""``ldm generate``: its options, and what is done with them; those of adapters are in ``ldm.cli_adapters``."""
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,22 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import weights_convert
-from ldm.adapters.control import RULES, Control
-from ldm.adapters.lora import with_lora
-from ldm.adapters.textual_inversion import with_word
 from ldm.ahead import compile_ahead
 from ldm.bundle import Bundle
+from ldm.cli_adapters import (
+    TOLD,
+    adapter_options,
+    check_adapters,
+    control_of,
+    shown_of,
+    with_adapters,
+    with_image_prompts,
+)
 from ldm.devices import on_devices
 from ldm.files import check_png, check_writable, write_whole
 from ldm.generate import decode, generate
 from ldm.guidance import Guidance
-from ldm.hints import canny
-from ldm.pictures import as_masks, composite, outpaint, read_picture
+from ldm.pictures import as_masks, composite, outpaint, read_array, read_picture
 from ldm.program import NOISES
 from ldm.samplers import SAMPLERS, named
 from ldm.schedule import PREDICTIONS, check_name
@@ -51,15 +55,7 @@ def generate_options(make: argparse.ArgumentParser) -> None:
     make.add_argument("--strength", type=float, metavar="X", help="0..1: the share of the steps that is made on it")
     make.add_argument("--mask", type=Path, metavar="IN.png", help="white: to be painted; the rest of the picture stays")
     make.add_argument("--outpaint", type=int, nargs=4, metavar=("L", "T", "R", "B"), help="pixels to paint around it")
-    make.add_argument("--lora", action="append", default=[], metavar="SRC[@S]", help="with scale S; may be repeated")
-    make.add_argument(
-        "--embedding", action="append", default=[], metavar="SRC", help="a word for the prompt; repeatable"
-    )
-    make.add_argument(
-        "--control", action="append", default=[], metavar="SRC=IN.png[@S]", help="a net and its hint; repeatable"
-    )
-    make.add_argument("--hint", choices=("canny",), help="the hints are photographs: make this of them first")
-    make.add_argument("--guess-mode", metavar="RULE", help=f"controls steer prompts alone: {', '.join(RULES)}")
+    adapter_options(make)
     make.add_argument("--syntax", action="store_true", help="read (word:1.3), BREAK, [a:b:0.5] in prompts")
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--count", type=int, default=1, metavar="N", help="pictures; picture i has seed and index i")
@@ -93,23 +89,24 @@ def run_generate(args: argparse.Namespace) -> None:
     paths = [args.out] if args.count == 1 else [args.out.with_stem(f"{args.out.stem}-{i}") for i in range(args.count)]
     check_outputs(paths, args.save_latents)
     begin = picture_options(args)
-    if (args.hint or args.guess_mode) and not args.control:
-        raise ValueError("--hint and --guess-mode are of controls: give --control too")
-    check_name("guess mode", args.guess_mode or "uniform", RULES)
+    check_adapters(args)
+    shown = shown_of(args)
     latents = None if args.latents is None else read_array(args.latents)
     bundle = weights_convert.load(
         args.model, args.dtype, vae=args.vae, **source_of(args), meanwhile=lambda found: ready(found, args)
     )
     bundle = with_adapters(bundle, args.lora, args.embedding)
+    bundle, prompts = with_image_prompts(bundle, shown, args)
     controls = [control_of(bundle, given, args) for given in args.control]
     bundle = bundle if args.devices == 1 else on_devices(bundle, args.devices)
     names = ("negative", "steps", "sampler", "spacing", "seed", "size", "clip_skip", "eta", "noise", "syntax")
     settings = {name: getattr(args, name) for name in names}
     scale = bundle.guidance if args.guidance is None else args.guidance
     run = settings | begin | {"guidance": Guidance(scale, args.rescale), "latents": latents, "controls": controls}
+    run["image_prompts"] = prompts
     pictures = drawn(bundle, [args.prompt] * args.count, args.save_latents, args.tile, run)
     paths_of = {name: getattr(args, name) for name in ("model", "vae", "latents", "image", "mask")}
-    others = ("rescale", "strength", "outpaint", "tile", "lora", "embedding", "control", "hint", "guess_mode")
+    others = ("rescale", "strength", "outpaint", "tile", *TOLD)
     told = source_of(args) | {name: getattr(args, name) for name in others}
     record = {"prompt": args.prompt, **{name: str(path) for name, path in paths_of.items() if path is not None}}
     record |= {name: value for name, value in told.items() if value not in (None, False, [])}
@@ -121,48 +118,13 @@ def run_generate(args: argparse.Namespace) -> None:
 
 def ready(bundle: Bundle, args: argparse.Namespace) -> None:
     """Compiles what will be run, unless only the picture, the noise or an adapter can say what that is."""
-    if args.embedding or args.control or args.image is not None or args.latents is not None or args.devices > 1:
+    adapters = args.embedding or args.control or args.ip_adapter
+    if adapters or args.image is not None or args.latents is not None or args.devices > 1:
         return
     output = "uint8" if args.save_latents is None and args.tile is None else "latents"
     names = ("negative", "sampler", "noise", "syntax")
     settings = {name: getattr(args, name) for name in names} | {"size": args.size, "output": output}
     compile_ahead(bundle, [args.prompt] * args.count, args.dtype, **settings)
-
-
-def with_adapters(bundle: Bundle, loras: list[str], embeddings: list[str]) -> Bundle:
-    """The bundle with the changes of ``--lora SRC[@S]`` in its weights, and the words of ``--embedding``."""
-    for given in loras:
-        source, scale = scaled(given)
-        bundle = with_lora(bundle, weights_convert.load_lora(source, bundle), scale, folded=True)
-    for source in embeddings:
-        found = weights_convert.load_embedding(source, bundle)
-        bundle = with_word(bundle, found.word, found.vectors)
-        print(f"{source}: write {found.word} in the prompt", file=sys.stderr)
-    return bundle
-
-
-def control_of(bundle: Bundle, given: str, args: argparse.Namespace) -> Control:
-    """The net and the hint of one ``--control SRC=IN.png[@S]``. Raises ValueError."""
-    source, mark, rest = given.rpartition("=")
-    if not mark:
-        raise ValueError(f"--control {given}: write it as SRC=HINT.png, a net and the picture that it is to follow")
-    path, scale = scaled(rest)
-    hint = read_picture(Path(path))
-    hint = canny(hint) if args.hint == "canny" else hint
-    net = weights_convert.load_control(source, bundle, args.dtype)
-    guessing = args.guess_mode is not None
-    return Control(net, hint, scale, rule=args.guess_mode if guessing else "uniform", prompts_only=guessing)
-
-
-def scaled(given: str) -> tuple[str, float]:
-    """ "file@0.8" -> ("file", 0.8); 1 where there is no scale. Raises ValueError."""
-    source, mark, scale = given.rpartition("@")
-    if not mark or Path(given).exists():
-        return given, 1.0
-    try:
-        return source, float(scale)
-    except ValueError:
-        raise ValueError(f"{given}: {scale!r} is no scale; write it as SRC@0.8") from None
 
 
 def drawn(bundle: Bundle, prompts: list[str], keep: Path | None, tile: int | None, run: dict[str, Any]) -> np.ndarray:
@@ -202,14 +164,6 @@ def check_outputs(pictures: list[Path], latents: Path | None) -> None:
         check_writable(latents)
     if latents in pictures:
         raise ValueError(f"{latents}: is to hold both the picture and the latents; give two names")
-
-
-def read_array(path: Path) -> np.ndarray:
-    """An array of numbers from a ``.npy`` file; never pickled objects. Raises ValueError."""
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: no readable .npy file of numbers ({error})") from None
 
 
 def write_png(path: Path, picture: np.ndarray, settings: dict) -> None:

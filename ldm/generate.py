@@ -16,6 +16,7 @@ import numpy as np
 from ldm import program
 from ldm.acceleration.shortcuts import NO_SHORTCUTS, Shortcuts
 from ldm.adapters.control import Control, check_net, hints_of, steering_of
+from ldm.adapters.image_prompt import ImagePrompt, check_adapter, showing_of, tokens_of
 from ldm.bundle import Bundle
 from ldm.devices import check_count, on_each
 from ldm.guidance import Guidance
@@ -111,6 +112,7 @@ def generate(
     wrap: Wrap | None = None,
     extra: Any = None,
     controls: Sequence[Control] = (),
+    image_prompts: Sequence[ImagePrompt] = (),
     shortcuts: Shortcuts = NO_SHORTCUTS,
     index: int = 0,
     progress: bool = True,
@@ -144,9 +146,10 @@ def generate(
     concat     [N, h, w, C'] for models with extra input channels; made of image and mask for inpainting models
     wrap       (denoiser, extra) -> denoiser: guidance of your own around all of this, compiled in (``ldm.guidance`` has
                some); ``extra``, a pytree of arrays, is what it is given at run time
-    release    the arrays of the text tower, the U-Net and the controls' nets are deleted as soon as they have done
-               their work: less memory, nets that are gone, and a bundle that can from then on only decode
+    release    the arrays of the text tower, the U-Net, the controls' nets and the image prompts' adapters are deleted
+               as soon as they have done their work: less memory, and a bundle that can from then on only decode
     controls   ControlNets and T2I-Adapters, each with its hint picture: :class:`ldm.Control`
+    image_prompts  pictures to resemble, each with its IP-Adapter: :class:`ldm.ImagePrompt`
     shortcuts  what may be left out to be faster, compiled in: :class:`ldm.Shortcuts`
 
     Returns a NumPy array. Raises ValueError, in one sentence, for what cannot be; warns where a prompt is cut at the
@@ -160,21 +163,32 @@ def generate(
     spoken = texts_of(bundle, said, clip_skip, plan, syntax, context)
     start = start_of(bundle, count, size, picture, latents, concat)
     values = Inputs(spoken, start, guidance_of(bundle, guidance), *numbered(seed, index, count), plan, extra)
-    bundle, values = with_controls(bundle, controls, values)
+    bundle, values, nets = with_nets(bundle, controls, image_prompts, values)
     static = {"configs": bundle.configs, "sampler": sampler, "output": output, "noise": noise, "wrap": wrap}
-    static |= {"shortcuts": shortcuts, "nets": tuple(control.net.config for control in controls)}
+    static |= {"shortcuts": shortcuts} | nets
     return run(bundle, values, static, picture, bool(progress), bool(release))
 
 
-def with_controls(bundle: Bundle, controls: Sequence[Control], values: Inputs) -> tuple[Bundle, Inputs]:
-    """The parameters with those of the controls' nets, the run-time values with their own. Raises ValueError."""
-    factor, (count, h, w, _) = factor_of(bundle), values.start.latents.shape
+def with_nets(
+    bundle: Bundle, controls: Sequence[Control], prompts: Sequence[ImagePrompt], values: Inputs
+) -> tuple[Bundle, Inputs, dict[str, tuple]]:
+    """The parameters with those of the nets beside the model, the run-time values with their own, and what of the nets
+    is compiled in. Pictures of image prompts are looked at here. Raises ValueError."""
+    unet, factor, (count, h, w, _) = bundle.configs.unet, factor_of(bundle), values.start.latents.shape
     for control in controls:
-        check_net(control.net, bundle.configs.unet, factor)
-    hints = tuple(hints_of(control, count, (w * factor, h * factor)) for control in controls)
-    steering = tuple(steering_of(control, values.plan) for control in controls)
-    nets = {"nets": tuple(on_each(bundle.mesh, control.net.params) for control in controls)} if controls else {}
-    return replace(bundle, params={**bundle.params, **nets}), values._replace(hints=hints, steering=steering)
+        check_net(control.net, unet, factor)
+    for prompt in prompts:
+        check_adapter(prompt.adapter, unet)
+    values = values._replace(
+        hints=tuple(hints_of(control, count, (w * factor, h * factor)) for control in controls),
+        steering=tuple(steering_of(control, values.plan) for control in controls),
+        tokens=tuple(tokens_of(prompt, count) for prompt in prompts),
+        showing=tuple(showing_of(prompt, values.plan) for prompt in prompts),
+    )
+    each = {"nets": [control.net for control in controls], "adapters": [prompt.adapter for prompt in prompts]}
+    params = {name: tuple(on_each(bundle.mesh, net.params) for net in nets) for name, nets in each.items() if nets}
+    compiled_in = {name: tuple(net.config for net in nets) for name, nets in each.items()}
+    return replace(bundle, params={**bundle.params, **params}), values, compiled_in
 
 
 def numbered(seed: Any, index: Any, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Pictures and masks that a run starts from: read, checked, padded, put together. Arrays on the host, no JAX.
+"""Pictures, masks and arrays that a run starts from: read, checked, padded, put together. On the host, no JAX.
 
 Shapes: N pictures, H W size, h w latent size, f pixels per latent pixel along each side.
 """
@@ -29,6 +29,14 @@ def read_picture(path: Path, size: tuple[int, int] | None = None, mode: str = "R
     if size is not None and size != picture.size:
         picture = picture.resize(size, Image.Resampling.LANCZOS if mode == "RGB" else Image.Resampling.NEAREST)
     return np.asarray(picture)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """An array of numbers from a ``.npy`` file; never pickled objects. Raises ValueError."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: no readable .npy file of numbers ({error})") from None
 
 
 def on_white(picture: Image.Image) -> Image.Image:

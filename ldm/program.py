@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 from ldm.acceleration.int8 import tied
 from ldm.acceleration.shortcuts import NO_SHORTCUTS, Shortcuts
 from ldm.adapters.control import steered
+from ldm.adapters.image_prompt import shown
 from ldm.bundle import Configs, module
 from ldm.conditioning import Conditioning
 from ldm.denoiser import Denoiser, from_network, to_variance_preserving
@@ -105,17 +106,19 @@ def denoiser_of(
     wrap: Wrap | None = None,
     shortcuts: Shortcuts = NO_SHORTCUTS,
     nets: tuple[Any, ...] = (),
+    adapters: tuple[Any, ...] = (),
 ) -> Denoiser | Remembering:
     """The guided denoiser of one call, wrapped by the caller, and told what is known; where shortcuts keep a memory,
     one with a memory. A network that is told its guidance answers for the prompts alone.
 
-    nets: the configurations of controls, whose parameters are ``params["nets"]``.
+    nets, adapters: the configurations of controls and of image prompts; ``params`` has theirs by the same names.
     """
     schedule, g, dtype = configs.schedule, inputs.guidance, dtype_of(params["unet"])
     said, start = contexts(configs, params, inputs.texts), inputs.start
     concat = None if start.concat is None else jnp.concatenate([start.concat, start.concat])
     told = configs.unet.guidance_dim > 0
     steer = steered(nets, params.get("nets", ()), inputs.hints, inputs.steering)
+    show = shown(adapters, params.get("adapters", ()), inputs.tokens, inputs.showing)
 
     def condition(context: Array, rows: slice) -> Conditioning:
         return Conditioning(context[rows], None, None if concat is None else concat[rows], g.scale if told else None)
@@ -131,7 +134,7 @@ def denoiser_of(
 
                 def call(x: Array, hooks: Hooks) -> Array:
                     own = condition(context, slice(-len(x), None))
-                    control, hooks = steer(x, t, sigma, own.context, hooks)
+                    control, hooks = steer(x, t, sigma, own.context, show(len(x), sigma, hooks))
                     return unet(x, t, own, control=control, hooks=hooks)
 
                 y, kept[0] = shortcuts.run(call, configs.unet, x, step, kept[0], needed)
@@ -166,7 +169,7 @@ def begin(params: Any, inputs: Inputs, *, configs: Configs, mesh: Mesh | None = 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("configs", "sampler", "noise", "wrap", "shortcuts", "mesh", "nets"),
+    static_argnames=("configs", "sampler", "noise", "wrap", "shortcuts", "mesh", "nets", "adapters"),
     donate_argnames=("state",),
     compiler_options=IN_TURN,
 )
@@ -184,13 +187,14 @@ def advance(
     shortcuts: Shortcuts = NO_SHORTCUTS,
     mesh: Mesh | None = None,
     nets: tuple[Any, ...] = (),
+    adapters: tuple[Any, ...] = (),
 ) -> tuple[State, Array]:
     """The U-Net's program: steps first .. stop - 1 -> the state after them, and ``stop``, which is there when it is."""
 
     def one(params: Any, inputs: Inputs, state: State, first: Array, stop: Array) -> tuple[State, Array]:
         keys = image_keys(inputs.seed, inputs.indices)
         noise_at = NOISES[noise](keys, state.x.shape[1:], inputs.plan)
-        denoise = denoiser_of(configs, params, inputs, wrap, shortcuts, nets)
+        denoise = denoiser_of(configs, params, inputs, wrap, shortcuts, nets, adapters)
         return proceed(SAMPLERS[sampler], denoise, state, inputs.plan, noise_at, first, stop), stop
 
     cut = CUT_STATE if state.memory is None else CUT_STATE._replace(memory=CUT)
@@ -232,14 +236,17 @@ def draw(
     release: bool = False,
     mesh: Mesh | None = None,
     nets: tuple[Any, ...] = (),
+    adapters: tuple[Any, ...] = (),
 ) -> tuple[Array, Array, Array]:
     """A whole run -> (pictures [N, H, W, 3] uint8 or latents [N, h, w, Z], latents, whether each is finite [N]).
 
-    release: the arrays of the text tower, of the U-Net and of nets are deleted as soon as they have done their work.
+    release: the arrays of the text tower, the U-Net, nets and adapters are deleted once they have done their work.
     """
     part = lambda name, needed: {name: params[name]} if needed else {}
-    text, unet = part("text", inputs.texts.context is None), part("unet", True) | part("nets", nets)
-    said, state = call(BEGIN, text, inputs._replace(hints=(), steering=()), configs=configs, mesh=mesh)
+    text = part("text", inputs.texts.context is None)
+    unet = part("unet", True) | part("nets", nets) | part("adapters", adapters)
+    alone = inputs._replace(hints=(), steering=(), tokens=(), showing=())
+    said, state = call(BEGIN, text, alone, configs=configs, mesh=mesh)
     rows = len(state.x) * (1 if configs.unet.guidance_dim else 2)
     memory = shortcuts.memory(configs.unet, rows, state.x.shape[1:3], dtype_of(params["unet"]))
     state = state._replace(memory=memory)
@@ -247,7 +254,7 @@ def draw(
     if release:
         delete(params.get("text"))
     settings = {"configs": configs, "sampler": sampler, "noise": noise, "wrap": wrap, "mesh": mesh}
-    settings |= {"shortcuts": shortcuts, "nets": nets}
+    settings |= {"shortcuts": shortcuts, "nets": nets, "adapters": adapters}
     go = lambda state, first, stop: call(ADVANCE, unet, inputs, state, first, stop, **settings)
     state = watched(go, state, plan.first, plan.steps, progress)
     if release:

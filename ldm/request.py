@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from ldm.adapters.control import Steering
+from ldm.adapters.image_prompt import Showing
 from ldm.devices import CUT, CUT_SECOND, WHOLE
 from ldm.guidance import Guidance
 from ldm.samplers import Plan, State
@@ -49,11 +50,13 @@ class Inputs(NamedTuple):
     extra: Any = None  # a pytree of whatever a caller's own `wrap` needs
     hints: tuple[Array, ...] = ()  # [N, H, W, C] in [0, 1] of each control
     steering: tuple[Steering, ...] = ()
+    tokens: tuple[Array, ...] = ()  # [N, 2, S, E] of each image prompt
+    showing: tuple[Showing, ...] = ()
 
 
 CUT_TEXTS = Texts(CUT_SECOND, CUT_SECOND, CUT_SECOND, CUT_SECOND, WHOLE)
 CUT_START = Start(CUT, WHOLE, CUT, CUT, CUT, CUT)
-CUT_INPUTS = Inputs(CUT_TEXTS, CUT_START, WHOLE, WHOLE, CUT, WHOLE, WHOLE, CUT, WHOLE)
+CUT_INPUTS = Inputs(CUT_TEXTS, CUT_START, WHOLE, WHOLE, CUT, WHOLE, WHOLE, CUT, WHOLE, CUT, WHOLE)
 CUT_STATE = State(CUT, History(CUT_SECOND, CUT_SECOND, WHOLE))
 
 

@@ -1,16 +1,20 @@
 """What several test files share: one small random model, in memory and as a folder of the public layout."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from exercises import *  # noqa: F403
 
 from ldm.bundle import Bundle, Configs
 from ldm.models.autoencoder import VAEConfig
+from ldm.models.layers import shapes
 from ldm.models.text import TextConfig
 from ldm.models.unet import UNetConfig
+from ldm.models.vision import VisionConfig, VisionTower
 from weights_convert.export import export_folder
 from weights_convert.tiny import random_bundle
 
@@ -50,6 +54,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def least() -> Bundle:
     """As little as has every kind of part, eight pixels to a latent one: for tests of what is around the networks."""
     return random_bundle(configs=LEAST, size=(64, 48))
+
+
+@pytest.fixture(scope="session")
+def least_with_image(least: Bundle) -> Bundle:
+    """The same with an image tower beside it."""
+    vision = VisionConfig(image=32, patch=8, width=64, mlp_width=96, layers=3, heads=2, projection=48)
+    rng = np.random.default_rng(8)
+    wanted = shapes(VisionTower, vision).items()
+    tower = {n: (rng.standard_normal(s.shape) / max(1, np.prod(s.shape[:-1])) ** 0.5).astype("f") for n, s in wanted}
+    configs = dataclasses.replace(least.configs, image=vision)
+    return dataclasses.replace(least, configs=configs, params={**least.params, "image": tower})
 
 
 @pytest.fixture(scope="session")

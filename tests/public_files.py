@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import weights_convert
-from weights_convert.engine import to_public
+from weights_convert.engine import bare, to_public
 from weights_convert.families import TEXT_FOLDER, UNET, VAE
 from weights_convert.tables import autoencoder, text, unet
 
@@ -31,6 +31,15 @@ def single_file(bundle, path, change=None, metadata=None):
         change(tensors)
     save_file(tensors, path, metadata)
     return path
+
+
+def spelt(layout, params):
+    """Our parameters in a public spelling, the fused ones put together: {public name: array}."""
+    tensors = {}
+    for name, array in params.items():
+        key = layout.public(name)
+        tensors.setdefault(bare(key), {})[key] = np.ascontiguousarray(to_public(key, np.asarray(array)))
+    return {name: np.concatenate([parts[key] for key in sorted(parts)]) for name, parts in tensors.items()}
 
 
 def same(a, b, parts=("unet", "vae", "text")):

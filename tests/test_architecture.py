@@ -26,6 +26,7 @@ JIT_FILES = (
     "ldm/hints.py",
     "ldm/evaluation/",
     "ldm/adapters/lora.py",
+    "ldm/adapters/image_prompt.py",
     "ldm/editing/",
     "ldm/training/",
     "ldm/toybox/world.py",
@@ -37,6 +38,7 @@ JIT_FILES = (
 LAYERS = [
     ["ldm.cli", "ldm.toybox.recipe"],
     ["ldm.cli_generate"],
+    ["ldm.cli_adapters"],
     ["ldm.course"],
     ["ldm"],
     ["ldm.editing"],

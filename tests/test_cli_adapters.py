@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import ldm
 from ldm.adapters import lora as loras
 from ldm.cli import main
-from ldm.cli_generate import scaled
+from ldm.cli_adapters import scaled
 
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 KERNEL = "encoder.down.0.attn.0.blocks.0.self_attn.q.kernel"

@@ -7,7 +7,7 @@ import pytest
 
 from ldm.schedule import NoiseSchedule
 from weights_convert import folder
-from weights_convert.tables import autoencoder, taesd, text, unet
+from weights_convert.tables import autoencoder, taesd, text, unet, vision
 from weights_convert.tables.fields import shown
 
 UNET = {"block_out_channels": [32, 64], "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}
@@ -22,6 +22,7 @@ READERS = {
     "vae": lambda data: autoencoder.config_from_json(data, "the file"),
     "taesd": lambda data: taesd.config_from_json(data, "the file"),
     "text": lambda data: text.config_from_json(data, True, "the file"),
+    "vision": lambda data: vision.config_from_json(data, True, "the file"),
     "scheduler": lambda data: folder.schedule_from_json(data, "the file"),
 }
 FIELDS = [
@@ -45,6 +46,13 @@ FIELDS = [
     ),
     ("text", NO_WORDS, "hidden_act layer_norm_eps"),
     ("text", ("2", -1, 2.5, [2]), "eos_token_id"),
+    (
+        "vision",
+        NO_NUMBERS,
+        "image_size patch_size hidden_size intermediate_size num_hidden_layers num_attention_heads projection_dim",
+    ),
+    ("vision", NO_WORDS, "hidden_act layer_norm_eps"),
+    ("vision", (1, 4, "3", True), "num_channels"),
     ("scheduler", (*NO_REALS, 0), "beta_start beta_end"),
     ("scheduler", (*NO_NUMBERS, 1), "num_train_timesteps"),
     ("scheduler", NO_WORDS, "beta_schedule prediction_type timestep_spacing"),
@@ -77,7 +85,8 @@ def test_every_field_refuses_what_it_cannot_be(reader, key, bad):
 
 @pytest.mark.parametrize("case", FIELDS, ids=lambda case: case[0])
 def test_null_means_the_default(case):
-    fields = [key for key in case[2].split() if key not in ("act_fn", "layer_norm_eps", "block_out_channels")]
+    no_default = ("act_fn", "layer_norm_eps", "num_channels", "block_out_channels")
+    fields = [key for key in case[2].split() if key not in no_default]
     null = READERS[case[0]](dict.fromkeys(fields) | {"down_block_types": UNET["down_block_types"]})
     assert null == READERS[case[0]]({})
 
@@ -92,6 +101,8 @@ def test_null_means_the_default(case):
         ("vae", {"norm_num_groups": 48}, "norm_num_groups is 48"),
         ("taesd", {"num_encoder_blocks": [1, 2]}, "mirrored"),
         ("text", {"hidden_size": 100, "num_attention_heads": 8}, "num_attention_heads is 8"),
+        ("vision", {"hidden_size": 100, "num_attention_heads": 8}, "num_attention_heads is 8"),
+        ("vision", {"image_size": 224, "patch_size": 15}, "patch_size is 15, but a divisor of image_size, 224"),
         ("scheduler", {"beta_start": 0.5, "beta_end": 0.1}, "0.5 and 0.1"),
         ("scheduler", {"thresholding": True}, "thresholding is true"),
         ("scheduler", {"trained_betas": [0.1]}, "trained_betas"),
@@ -167,7 +178,16 @@ def test_json_that_is_none(tmp_path, content):
     refusal(lambda: folder.read_json(tmp_path / "x.json"), "x.json: broken JSON")
 
 
-@pytest.mark.parametrize("bad", [{"text_config": 3}, {"text_config": {"vocab_size": "x"}}, {"projection_dim": 0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"text_config": 3},
+        {"text_config": {"vocab_size": "x"}},
+        {"projection_dim": 0},
+        {"vision_config": [1]},
+        {"vision_config_dict": {"image_size": -1}},
+    ],
+)
 def test_a_whole_clip(tmp_path, bad):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["CLIPModel"]} | bad))
     refusal(lambda: folder.find_in_folder(tmp_path), "config.json: ")
@@ -185,6 +205,11 @@ TEXT_SHAPES = {
     "embeddings.position_embedding.weight": (5, 64),
     "encoder.layers.0.mlp.fc1.weight": (20, 64),
 }
+VISION_SHAPES = {
+    "embeddings.patch_embedding.weight": (64, 3, 8, 8),
+    "embeddings.position_embedding.weight": (5, 64),
+    "encoder.layers.0.mlp.fc1.weight": (20, 64),
+}
 UNET_SHAPES = {
     "input_blocks.0.0.weight": (32, 4, 3, 3),
     "input_blocks.1.0.out_layers.3.weight": (32, 32, 3, 3),
@@ -197,6 +222,7 @@ UNET_SHAPES = {
 INFER = {
     "vae": (autoencoder.config_from_shapes, VAE_SHAPES),
     "text": (lambda tensors: text.config_from_shapes(tensors, True, "gelu"), TEXT_SHAPES),
+    "vision": (lambda tensors: vision.config_from_shapes(tensors, "gelu"), VISION_SHAPES),
     "unet": (unet.config_from_shapes, UNET_SHAPES),
 }
 READ = [(kind, key) for kind, (_, s) in INFER.items() for key in s if not key.endswith(("op.weight", "proj_in.weight"))]
@@ -227,6 +253,7 @@ def test_shapes_that_cannot_be(kind, key, shape):
         ("vae", "encoder.down_blocks.{}.resnets.0.conv2.weight"),
         ("text", "encoder.layers.{}.x"),
         ("text", "transformer.resblocks.{}.x"),
+        ("vision", "encoder.layers.{}.x"),
         ("unet", "input_blocks.{}.0.op.weight"),
     ],
 )

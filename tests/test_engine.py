@@ -14,7 +14,7 @@ from ldm.models.taesd import TinyVAE, TinyVAEConfig
 from ldm.models.text import TextConfig, TextTower
 from ldm.models.unet import UNet, UNetConfig
 from weights_convert import single_file
-from weights_convert.engine import Layout, Part, bare, compare, convert, to_ours, to_public
+from weights_convert.engine import Layout, Part, bare, compare, convert, stored_shape, to_ours, to_public
 from weights_convert.families import identify, unet_family
 from weights_convert.parts import taesd_part, text_part, unet_part, vae_part
 from weights_convert.reading import Checkpoint
@@ -140,6 +140,16 @@ def test_to_ours_undoes_to_public(shape):
 def test_a_convolution_of_one_pixel_is_a_linear_layer():
     stored = np.arange(6.0).reshape(2, 3, 1, 1)
     assert np.array_equal(to_ours("proj_in.weight", stored, (3, 2)), stored[:, :, 0, 0].T)
+
+
+def test_only_tables_of_vectors_are_kept_as_stored():
+    table, patches = np.arange(6.0).reshape(2, 3), np.arange(24.0).reshape(2, 3, 2, 2)
+    for name in ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight", "positional_embedding"):
+        assert np.array_equal(to_ours(name, table, (2, 3)), table)
+    name = "embeddings.patch_embedding.weight"  # a convolution that is called so
+    assert np.array_equal(to_ours(name, patches, (2, 2, 3, 2)), patches.transpose(2, 3, 1, 0))
+    assert np.array_equal(to_public(name, to_ours(name, patches, (2, 2, 3, 2))), patches)
+    assert stored_shape(name, (2, 2, 3, 2), {}) == (2, 3, 2, 2)
 
 
 def broken_vae(change):

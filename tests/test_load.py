@@ -10,10 +10,8 @@ from safetensors.numpy import save_file
 
 import ldm
 import weights_convert
-from ldm.models.layers import shapes
-from ldm.models.text import TextTower
-from tests.public_files import refused, same, single_file
-from weights_convert.engine import bare, to_public
+from tests.public_files import refused, same, single_file, spelt
+from weights_convert.engine import to_public
 from weights_convert.families import UNET
 from weights_convert.inspection import inspect
 from weights_convert.tables import autoencoder, text
@@ -122,6 +120,8 @@ def test_one_part_alone_and_in_place_of_another(tiny, tiny_folder):
     assert vae.configs.vae == tiny.configs.vae
     assert set(weights_convert.load(tiny_folder / "text_encoder").params) == {"text"}
     assert set(weights_convert.load(tiny_folder / "unet").params) == {"unet"}
+    beside = weights_convert.load(tiny_folder / "unet/diffusion_pytorch_model.safetensors")  # and its config.json
+    assert beside.configs.unet == tiny.configs.unet and same(beside, tiny, ("unet",))
     assert same(weights_convert.load(tiny_folder, vae=tiny_folder / "vae"), tiny)
     refused(tiny_folder, "holds no autoencoder", vae=tiny_folder / "unet")
 
@@ -139,18 +139,7 @@ def test_an_autoencoder_file_alone(tiny, tmp_path, prefix):
 
 
 def test_a_text_tower_file_alone(tiny, tmp_path):
-    layout = text.openclip(tiny.configs.text)
-    tensors = {}
-    for name in shapes(TextTower, tiny.configs.text):
-        key, array = layout.public(name), np.asarray(tiny.params["text"][name])
-        parts = tensors.setdefault(bare(key), [])
-        parts.append(np.ascontiguousarray(to_public(bare(key), array)))
-    whole = {key: parts[0] if len(parts) == 1 else None for key, parts in tensors.items()}
-    for key in [k for k, v in whole.items() if v is None]:
-        layer, kind = key.split(".")[2], "kernel" if key.endswith("weight") else "bias"
-        arrays = [np.asarray(tiny.params["text"][f"layers.{layer}.attn.{x}.{kind}"]).T for x in "qkv"]
-        whole[key] = np.ascontiguousarray(np.concatenate(arrays))
-    save_file(whole, tmp_path / "clip.safetensors")
+    save_file(spelt(text.openclip(tiny.configs.text), tiny.params["text"]), tmp_path / "clip.safetensors")
     bundle = weights_convert.load(tmp_path / "clip.safetensors")
     assert same(bundle, tiny, ("text",))
     assert bundle.configs.text.activation == "gelu"

@@ -4,6 +4,7 @@ A *layout* maps each of OUR parameter names to the public one (so names that can
 EMA names, are still found) by regular-expression rules applied in turn. A public name may end in
 
     ``#K``   the K-th third of the tensor along its first axis (fused query, key, value);
+    ``%K``   the K-th half of it (fused key and value);
     ``@``    stored input-first, as ours are: used without a transpose.
 
 Everything else follows from the shapes: PyTorch's linear weights are [out, in] and become [in, out]; convolution
@@ -27,8 +28,9 @@ Rule = tuple[str, str | Callable[[re.Match], str]]
 Tensors = Mapping[str, LazyTensor]
 
 LEAVES: tuple[Rule, ...] = ((r"\.(kernel|scale|embedding)$", ".weight"),)
-AS_STORED = ("@", "embedding.weight", "positional_embedding")  # tables of vectors have no transpose
+AS_STORED = ("@", "token_embedding.weight", "position_embedding.weight", "positional_embedding")  # tables of vectors
 SHOWN = 6  # names per side in an error
+PARTS_OF_FUSED = {"#": 3, "%": 2}
 
 
 @dataclass(frozen=True)
@@ -40,23 +42,23 @@ class Layout:
     ignore: str = r"(?!)"
 
     def public(self, name: str) -> str:
-        """The public name, with its ``#K`` or ``@``, of our parameter ``name``."""
+        """The public name, with its ``#K``, ``%K`` or ``@``, of our parameter ``name``."""
         for pattern, replacement in (*self.rules, *LEAVES):
             name = re.sub(pattern, replacement, name)
         return name
 
 
 def bare(public: str) -> str:
-    """The tensor's own name, without ``#K`` or ``@``."""
-    return re.sub(r"(#\d|@)$", "", public)
+    """The tensor's own name, without ``#K``, ``%K`` or ``@``."""
+    return re.sub(r"([#%]\d|@)$", "", public)
 
 
 def stored_shape(public: str, ours: tuple[int, ...], tensors: Tensors) -> tuple[int, ...]:
     """The shape in which a public file holds our parameter of shape ``ours`` (with the file's own idea of 1x1)."""
     if public.endswith(AS_STORED):
         return ours
-    if public[-2:-1] == "#":
-        return (3 * ours[-1], *ours[:-1])
+    if parts := PARTS_OF_FUSED.get(public[-2:-1]):
+        return (parts * ours[-1], *ours[:-1])
     if len(ours) == 4:
         return (ours[3], ours[2], ours[0], ours[1])
     if len(ours) == 2:
@@ -67,8 +69,8 @@ def stored_shape(public: str, ours: tuple[int, ...], tensors: Tensors) -> tuple[
 
 def to_ours(public: str, array: np.ndarray, ours: tuple[int, ...]) -> np.ndarray:
     """A view of a public tensor in our layout (no copy)."""
-    if public[-2:-1] == "#":
-        array = np.split(array, 3)[int(public[-1])]
+    if parts := PARTS_OF_FUSED.get(public[-2:-1]):
+        array = np.split(array, parts)[int(public[-1])]
     if public.endswith(AS_STORED):
         return array
     if len(ours) == 4:

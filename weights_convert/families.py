@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from weights_convert.engine import Tensors, below
+from weights_convert.tables.text import VISION
 from weights_convert.tables.unet import SD1_CONTEXT, SD2_CONTEXT, XL_CONTEXT
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -19,21 +20,27 @@ BUFFERS = (
 OTHERS = (
     (r"conditioner\.embedders\..*", "an SDXL checkpoint"),
     (r"(control_model|input_hint_block|controlnet_cond_embedding)\..*|lora_controlnet", "a ControlNet"),
+    (r"(image_proj|ip_adapter)\..*", "an IP-Adapter"),  # before LoRAs: some have one in them
     (r".*(lora_(up|down|A|B|unet|te)|hada_w1|lokr_w1|_lora\.(up|down)).*", "a LoRA"),
-    (r"(image_proj|ip_adapter)\..*", "an IP-Adapter"),
     (r"(adapter\.)?body\.\d+\..*", "a T2I-Adapter"),
     (r"style_embedding", "a T2I style adapter"),
     (r"string_to_param\..*|emb_params|clip_[lg]|<.*>", "a textual inversion embedding"),
     (r".*(position_net|fuser)\..*", "a GLIGEN model"),
     (r"cc_projection\..*", "a Zero-1-to-3 model"),
     (r"(model\.diffusion_model\.)?(double_blocks|joint_blocks|transformer_blocks)\.\d+\..*", "a diffusion transformer"),
-    (r"visual\..*|vision_model\..*", "a CLIP image tower"),
+    (r"concept_embeds(_weights)?", "a safety checker"),
 )
+
+TOWERS = {
+    ("text",): "CLIP text tower",
+    ("image",): "CLIP image tower",
+    ("text", "image"): "CLIP, its text tower and its image tower",
+}
 
 
 @dataclass(frozen=True)
 class Family:
-    """``name`` for people; ``kind``: "pipeline", "vae", "text", "taesd", "unet" or "other"."""
+    """``name`` for people; ``kind``: "pipeline", "vae", "clip", "taesd", "unet" or "other"."""
 
     name: str
     kind: str
@@ -56,6 +63,13 @@ def unet_numbers(tensors: Tensors) -> tuple[int, int] | None:
     return attends[0].shape[1], first.shape[1]
 
 
+def towers(tensors: Tensors) -> tuple[str, ...]:
+    """Which of CLIP's towers, "text" and "image", these tensors are of, by the names of any spelling."""
+    read = any(key.endswith(("embeddings.token_embedding.weight", "ln_final.weight")) for key in tensors)
+    seen = any(key.endswith("class_embedding") or re.fullmatch(VISION, key) for key in tensors)
+    return ("text",) * read + ("image",) * seen
+
+
 def identify(tensors: Tensors) -> Family:
     """The family of a file's tensors."""
     other = next((name for pattern, name in OTHERS if any(re.fullmatch(pattern, key) for key in tensors)), None)
@@ -71,8 +85,8 @@ def identify(tensors: Tensors) -> Family:
     prefixes = ("", VAE, "vae.")
     if any(f"{p}post_quant_conv.weight" in tensors for p in prefixes):
         return Family("KL autoencoder", "vae")
-    if any(key.endswith(("embeddings.token_embedding.weight", "ln_final.weight")) for key in tensors):
-        return Family("CLIP text tower", "text")
+    if other is None and (found := towers(tensors)):
+        return Family(TOWERS[found], "clip")
     alone = unet_numbers(tensors)
     if alone and other is None:
         return Family(f"U-Net of {unet_family(*alone)}", "unet")

@@ -12,11 +12,12 @@ from ldm.models.unet import UNetConfig
 from ldm.schedule import BETAS, PREDICTIONS, NoiseSchedule
 from ldm.spacing import SPACINGS
 from ldm.tokenizer import Tokenizer
-from weights_convert import families
-from weights_convert.parts import Found, alone, taesd_part, text_part, unet_part, vae_part
+from weights_convert import clip, families
+from weights_convert.engine import Tensors
+from weights_convert.parts import Found, alone, taesd_part, text_part, together, unet_part, vae_part
 from weights_convert.reading import read_component, read_file
 from weights_convert.tables import autoencoder, taesd, text, unet
-from weights_convert.tables.fields import choice, fail, flag, number, shown, whole, wholes, words
+from weights_convert.tables.fields import choice, flag, number, shown, whole, wholes, words
 
 DIFFUSION = "diffusion_pytorch_model"
 TEXT = ("model", "pytorch_model")
@@ -80,24 +81,36 @@ def _pipeline(folder: Path, variant: str | None) -> Found:
 
 
 def _component(folder: Path, variant: str | None) -> Found:
+    kind, configs = _part_configs(folder)
+    tensors = read_component(folder, TEXT if kind in clip.CLASSES else DIFFUSION, variant).tensors
+    return _parts_found(kind, str(folder), tensors, configs)
+
+
+def find_beside_config(path: Path) -> Found:
+    """What a file of weights holds, by the ``config.json`` that lies beside it. Raises ValueError."""
+    kind, configs = _part_configs(path.parent)
+    return _parts_found(kind, str(path), read_file(path).tensors, configs)
+
+
+def _parts_found(kind: str, what: str, tensors: Tensors, configs: Mapping[str, Any]) -> Found:
+    if kind in clip.CLASSES:
+        return clip.titled(together(kind, clip.tower_parts(what, tensors, configs)))
+    find = {"unet": unet_part, "vae": taesd_part if kind == "AutoencoderTiny" else vae_part}
+    return together(kind, {name: find[name](what, tensors, config) for name, config in configs.items()})
+
+
+def _part_configs(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The class that ``config.json`` names, and the numbers of its one part, or of CLIP's two."""
     data, where = read_json(folder / "config.json"), str(folder / "config.json")
     kind = data.get("_class_name") or words(data, "architectures", where)
-    read = lambda stem: read_component(folder, stem, variant).tensors
-    if kind == "AutoencoderKL":
-        return alone(kind, "vae", vae_part(str(folder), read(DIFFUSION), _vae_config(folder)))
-    if kind == "AutoencoderTiny":
-        return alone(kind, "vae", taesd_part(str(folder), read(DIFFUSION), _vae_config(folder)))
+    if kind in ("AutoencoderKL", "AutoencoderTiny"):
+        return kind, {"vae": _vae_config(folder)}
     if kind == "UNet2DConditionModel":
-        return alone(kind, "unet", unet_part(str(folder), read(DIFFUSION), _unet_config(folder / "config.json")[1]))
-    if kind in ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"):
-        numbers = data.get("text_config", data)
-        if not isinstance(numbers, dict):
-            raise fail(where, "text_config", numbers, "a JSON object is expected")
-        numbers = numbers | {"projection_dim": data.get("projection_dim")}
-        config = text.config_from_json(numbers, kind != "CLIPTextModel", where)
-        return alone(kind, "text", text_part(str(folder), read(TEXT), config))
+        return kind, {"unet": _unet_config(folder / "config.json")[1]}
+    if kind in tuple(clip.CLASSES):  # what a file calls itself may be a list, which no dictionary takes
+        return kind, clip.configs_from_json(data, kind, where)
     raise ValueError(
-        f"{where}: holds {bare_name(kind) or 'no class name'}, where a U-Net, an autoencoder or a CLIP text tower is "
+        f"{where}: holds {bare_name(kind) or 'no class name'}, where a U-Net, an autoencoder or a tower of CLIP's is "
         "expected"
     )
 

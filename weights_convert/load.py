@@ -14,7 +14,7 @@ from ldm.bundle import Bundle, as_dtype
 from ldm.models.layers import Params
 from ldm.schedule import PREDICTIONS, check_name
 from weights_convert.engine import Part, compare, convert
-from weights_convert.folder import configs_of, find_in_folder
+from weights_convert.folder import configs_of, find_beside_config, find_in_folder
 from weights_convert.parts import Found
 from weights_convert.reading import fetch
 from weights_convert.single_file import find_in_file
@@ -40,7 +40,7 @@ def load(
                 that comes with the package
     dtype       "float32", "bfloat16" or "float16": weights are cast once, and the networks compute in it
     config      for a single file: a hub folder whose configurations (not weights) to use, in place of guessing. A file
-                that lies in a hub folder takes that folder's, where they fit
+                that lies in a hub folder, or beside its own config.json, takes what that says, where it fits
     vae         another autoencoder, or TAESD, to use in place of the checkpoint's own
     prediction  "epsilon", "v_prediction" or "sample", where a single file does not say
     ema         the U-Net's averaged weights, where a single file has both
@@ -48,8 +48,8 @@ def load(
     meanwhile   called, in a thread of its own, with the bundle as yet without weights while those are read:
                 ``ldm.ahead.compile_ahead``. Not called where there is little to read: our own folders, and with ``vae``
 
-    A checkpoint of one part (an autoencoder, a text tower) gives a bundle of that part. Raises ValueError in one
-    sentence: what is wrong with which file or tensor, and what was expected.
+    A checkpoint of one part (an autoencoder, one of CLIP's towers) or of both of CLIP's towers gives a bundle of that.
+    Raises ValueError in one sentence: what is wrong with which file or tensor, and what was expected.
     """
     as_dtype(dtype)
     path = located(source)
@@ -116,11 +116,13 @@ def find(
 def _find_in_file(path: Path, config: str | Path | None, prediction: str | None, ema: bool) -> Found:
     if config is not None:
         return find_in_file(path, configs_of(located(config)), prediction, ema)
-    if (path.parent / "model_index.json").exists():  # a hub folder that has both forms
-        with contextlib.suppress(ValueError):
-            found = find_in_file(path, configs_of(path.parent), prediction, ema)
-            if not any(str(compare(part)) for part in found.parts.values()):
-                return found
+    by_whole = lambda: find_in_file(path, configs_of(path.parent), prediction, ema)
+    for name, find_by in (("model_index.json", by_whole), ("config.json", lambda: find_beside_config(path))):
+        if (path.parent / name).exists():  # a hub folder that has both forms
+            with contextlib.suppress(ValueError):
+                found = find_by()
+                if not any(str(compare(part)) for part in found.parts.values()):
+                    return found
     return find_in_file(path, None, prediction, ema)
 
 

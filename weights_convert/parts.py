@@ -1,6 +1,6 @@
 """The parts of a model, each found in any of its public spellings. Nothing is read here but names and shapes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,11 @@ from ldm.models.autoencoder import VAE, VAEConfig
 from ldm.models.taesd import TinyVAE, TinyVAEConfig
 from ldm.models.text import TextConfig, TextTower
 from ldm.models.unet import UNet, UNetConfig
+from ldm.models.vision import VisionConfig, VisionTower
 from ldm.tokenizer import Tokenizer
 from weights_convert import families
 from weights_convert.engine import Part, Tensors
-from weights_convert.tables import autoencoder, taesd, text, unet
+from weights_convert.tables import autoencoder, taesd, text, unet, vision
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,16 @@ class Found:
     prediction_from: str = ""  # how the prediction type was found out
 
 
+def together(family: str, parts: Mapping[str, Part]) -> Found:
+    """A checkpoint of these parts, by their names in ``ldm.bundle.PARTS``, and nothing else."""
+    tokenizer = Tokenizer.clip() if "text" in parts else None
+    configs = Configs(**{name: part.config for name, part in parts.items()})
+    return Found(family, Bundle(configs, {}, tokenizer), dict(parts))
+
+
 def alone(family: str, name: str, part: Part) -> Found:
-    """A checkpoint of one part, ``name`` being "unet", "vae" or "text"."""
-    tokenizer = Tokenizer.clip() if name == "text" else None
-    return Found(family, Bundle(Configs(**{name: part.config}), {}, tokenizer), {name: part})
+    """A checkpoint of one part."""
+    return together(family, {name: part})
 
 
 def unet_part(what: str, tensors: Tensors, config: UNetConfig | None = None) -> Part:
@@ -61,6 +68,14 @@ def text_part(
     infer = lambda t: text.config_from_shapes(t, not penultimate, activation, drop_layers=int(penultimate))
     config = config or _inferred(what, infer, tensors)
     return Part(what, TextTower, config, tensors, text.layouts(config))
+
+
+def vision_part(what: str, tensors: Tensors, config: VisionConfig | None = None, activation: str = "gelu") -> Part:
+    """An image tower, with or without ``vision_model.`` or ``visual.``; ``activation`` as in :func:`text_part`."""
+    hint = "It looks like a CLIP text tower." if families.towers(tensors) == ("text",) else ""
+    tensors = vision.named_alike(tensors)
+    config = config or _inferred(what, lambda t: vision.config_from_shapes(t, activation), tensors)
+    return Part(what, VisionTower, config, tensors, vision.layouts(config), hint)
 
 
 def _inferred(what: str, infer: Callable[[Tensors], Any], tensors: Tensors) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from ldm.bundle import Bundle, Configs
 from ldm.schedule import NoiseSchedule
 from ldm.tokenizer import Tokenizer
-from weights_convert import families
+from weights_convert import clip, families
 from weights_convert.engine import Tensors, below
 from weights_convert.parts import Found, alone, taesd_part, text_part, unet_part, vae_part
 from weights_convert.reading import Checkpoint, read_file
@@ -44,8 +44,8 @@ def find_in_file(path: Path, like: Bundle | None = None, prediction: str | None 
     known, what = like.configs if like else Configs(), f"{path}: the {family.name}"
     if family.kind == "vae":
         return alone(family.name, "vae", vae_part(what, without_prefix(tensors, families.VAE, "vae."), known.vae))
-    if family.kind == "text":
-        return alone(family.name, "text", text_part(what, tensors, known.text, activation_of(checkpoint)))
+    if family.kind == "clip":
+        return clip.find_in_tensors(str(path), checkpoint, tensors, known.text)
     if family.kind == "taesd":
         return alone(family.name, "vae", taesd_part(what, tensors))
     return alone(family.name, "unet", unet_part(what, tensors, known.unet))
@@ -145,11 +145,3 @@ def prediction_of(checkpoint: Checkpoint, unet_tensors: Tensors, config: Any) ->
         return "epsilon", f"global_step {EPSILON_STEP}"
     spread = float(np.std(unet_tensors[V_PROBE].read().astype(np.float32))) if V_PROBE in unet_tensors else 0.0
     return ("epsilon" if 0 < spread <= V_SPREAD else "v_prediction"), f"a guess: the spread of one bias is {spread:.3f}"
-
-
-def activation_of(checkpoint: Checkpoint) -> str:
-    """quick_gelu for OpenAI's files (they say their input resolution) and folder names 768 wide; gelu otherwise."""
-    openai = "input_resolution" in checkpoint.tensors or "input_resolution" in checkpoint.extras
-    folder = [t for key, t in checkpoint.tensors.items() if key.endswith("embeddings.token_embedding.weight")]
-    vit_l = folder and folder[0].shape[-1:] == (families.SD1_CONTEXT,)
-    return "quick_gelu" if openai or vit_l else "gelu"

@@ -24,6 +24,7 @@ from PIL import Image
 
 from ldm.acceleration.int8 import tied
 from ldm.adapters.controlnet import ControlNet, ControlNetConfig, Net
+from ldm.adapters.interval import interval, number
 from ldm.adapters.t2i_adapter import T2IAdapter, T2IAdapterConfig, check_fit, with_features
 from ldm.conditioning import Conditioning
 from ldm.hints import hint_picture
@@ -103,9 +104,10 @@ def levels_of(unet: UNetConfig) -> list[int]:
 
 def steering_of(control: Control, plan: Plan) -> Steering:
     """The numbers of a control for a run of ``plan``. Raises ValueError."""
-    scale, start, end = (_number(name, getattr(control, name)) for name in ("scale", "start", "end"))
-    if not 0 <= start < end <= 1:
-        raise ValueError(f"a control steers from start to end, 0 <= start < end <= 1, got {start:g} and {end:g}")
+    scale, (high, low) = (
+        number("scale of a control", control.scale),
+        interval("a control", control.start, control.end, plan),
+    )
     check_name("rule", control.rule, RULES)
     config = control.net.config
     if isinstance(config, T2IAdapterConfig):
@@ -114,19 +116,7 @@ def steering_of(control: Control, plan: Plan) -> Steering:
         weights = np.ones(len(config.sites), np.float32)
     else:
         weights = RULES[control.rule](levels_of(config.unet))
-    first, last = int(plan.first), int(plan.steps)
-    count, levels = last - first, np.asarray(plan.levels)
-    on = [first + i for i in range(count) if i / count >= start and (i + 1) / count <= end]
-    high, low = (levels[on[0]], levels[on[-1] + 1]) if on else (-1.0, -1.0)
-    low = -1.0 if on and on[-1] + 1 == last else low  # to the very end, wherever that is
-    negative = 0.0 if control.prompts_only else 1.0
-    return Steering(np.float32(scale) * weights, *map(np.float32, (negative, high, low)))
-
-
-def _number(name: str, value: Any) -> float:
-    if not isinstance(value, int | float | np.number) or not np.isfinite(value):
-        raise ValueError(f"{name} of a control must be a finite number, got {value!r}")
-    return float(value)
+    return Steering(np.float32(scale) * weights, np.float32(not control.prompts_only), high, low)
 
 
 def hints_of(control: Control, count: int, size: tuple[int, int]) -> np.ndarray:

@@ -4,7 +4,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-TASKS = ("vae", "clip", "unet", "classifier", "lora", "textual_inversion", "dreambooth", "controlnet")
+TASKS = ("vae", "clip", "unet", "classifier", "lora", "textual_inversion", "dreambooth", "controlnet", "ip_adapter")
 EXTRA = ("grain", "matplotlib")  # beyond what the package always needs
 
 
@@ -27,11 +27,11 @@ def run(args: argparse.Namespace) -> None:
     for name, value in (("steps", args.steps), ("until", args.until)):
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
-    from ldm.training import config, controlnet, loop, personal, sharding, tasks
+    from ldm.training import config, controlnet, ip_adapter, loop, personal, sharding, tasks
 
     settings = config.load(args.config)
     sharding.distributed()
     loop.check_out(args.out, loop.record(args.task, args.steps, settings), args.resume)  # before data are made ready
-    task = (tasks.TASKS | personal.TASKS | controlnet.TASKS)[args.task](settings, args.out)
+    task = (tasks.TASKS | personal.TASKS | controlnet.TASKS | ip_adapter.TASKS)[args.task](settings, args.out)
     loop.train(task, settings, args.out, args.steps, args.resume, until=args.until)
     print(args.out)

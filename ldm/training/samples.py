@@ -12,10 +12,13 @@ import numpy as np
 from jax import Array
 
 from ldm.adapters.controlnet import ControlNet, ControlNetConfig, Net
+from ldm.adapters.image_prompt import Adapter, said_of_nothing
+from ldm.adapters.ip_adapter import IPAdapter, IPAdapterConfig, sites, with_pairs
 from ldm.bundle import Configs, module
 from ldm.conditioning import Conditioning
 from ldm.denoiser import from_network
 from ldm.guidance import cfg, paired
+from ldm.hooks import Hooks
 from ldm.models.autoencoder import VAE, VAEConfig, from_uint8, to_uint8
 from ldm.models.layers import Params, bind
 from ldm.samplers import SAMPLERS, START, Plan, image_keys, make_plan, noise_per_step, sample, unit_noise
@@ -40,19 +43,24 @@ def draw(
     first: int = 0,
     net: Net | None = None,
     hint: np.ndarray | None = None,
+    prompt: tuple[Adapter, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Pictures uint8 [N, H, W, 3] of captions, ids [N, S], by 20 steps of guided DDIM.
 
     Picture i has the noise of number ``first`` + i: the same each time. With ``net`` and its ``hint``, uint8
-    [N, H, W, 3], both halves of the guided batch are controlled.
+    [N, H, W, 3], both halves of the guided batch are controlled. With ``prompt``, an IP-Adapter and what its tower sees
+    in N pictures, those are image prompts beside the captions.
     """
     plan = make_plan(configs.schedule, SAMPLER, SPACING, STEPS)
     parts = {part: params[part] for part in ("unet", "vae", "text")}
     side = tuple(length // configs.vae.factor for length in size[::-1])
     both = np.concatenate([np.broadcast_to(empty, ids.shape), ids])
     seen = None if net is None else (net.params, np.concatenate([hint, hint]).astype(np.float32) / 255)
-    own = None if net is None else net.config
-    return np.asarray(_draw(configs, own, parts, seen, both, plan, side, jnp.int32(first)))
+    shown = (
+        None if prompt is None else (prompt[0].params, np.asarray(prompt[1], np.float32), said_of_nothing(prompt[0]))
+    )
+    own = None if net is None else net.config, None if prompt is None else prompt[0].config
+    return np.asarray(_draw(configs, own, parts, seen, shown, both, plan, side, jnp.int32(first)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -62,12 +70,13 @@ def _reconstruct(config: VAEConfig, params: Params, pictures: Array) -> tuple[Ar
     return to_uint8(vae.decode(mean)), mean
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 6))
+@functools.partial(jax.jit, static_argnums=(0, 1, 7))
 def _draw(
     configs: Configs,
-    net: ControlNetConfig | None,
+    own: tuple[ControlNetConfig | None, IPAdapterConfig | None],
     params: Any,
     seen: Any,
+    shown: Any,
     ids: Array,
     plan: Plan,
     side: tuple[int, int],
@@ -75,11 +84,18 @@ def _draw(
 ) -> Array:
     unet, cond = module(configs, params, "unet"), Conditioning(module(configs, params, "text")(ids).context)
     count, shape = len(ids) // 2, (*side, configs.vae.latent_channels)
-    keys = image_keys(jnp.uint32(SEED), first + jnp.arange(count))
+    keys, (net, adapter) = image_keys(jnp.uint32(SEED), first + jnp.arange(count)), own
+    hooks = Hooks()
+    if adapter is not None:
+        image = bind(IPAdapter, adapter, shown[0])
+        said = image.see(shown[1])
+        nothing = jnp.broadcast_to(shown[2], said.shape).astype(said.dtype)
+        everywhere = dict.fromkeys(sites(adapter.unet), 1.0)
+        hooks = with_pairs(image.pairs(jnp.concatenate([nothing, said])), everywhere)
 
     def network(x: Array, t: Array) -> Array:
         control = None if net is None else bind(ControlNet, net, seen[0])(x, t, cond, seen[1])
-        return unet(x, t, cond, control=control)
+        return unet(x, t, cond, control=control, hooks=hooks)
 
     denoise = cfg(paired(from_network(network, configs.schedule)), jnp.float32(GUIDANCE))
     start = plan.scale * unit_noise(keys, START, shape)

@@ -10,7 +10,22 @@ from weights_convert.engine import Layout, Tensors
 from weights_convert.tables.fields import DEEPEST, axis, choice, divides, fixed, index, whole
 
 VISION = r"(visual|vision_model|visual_projection)\..*"  # the image tower of a whole CLIP
-SCALARS = r"logit_scale|logit_bias|attn_mask|input_resolution|context_length|vocab_size"
+SCALARS = r"logit_scale|logit_bias|(.*\.)?attn_mask|input_resolution|context_length|vocab_size"
+
+FOLDER_LAYERS = (  # the layers of both of CLIP's towers
+    (r"^layers\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
+    (r"^layers\.(\d+)\.attn\.(q|k|v|out)\.", r"encoder.layers.\1.self_attn.\2_proj."),
+    (r"^layers\.(\d+)\.fc", r"encoder.layers.\1.mlp.fc"),
+)
+OPENCLIP_LAYERS = (
+    (r"\.norm([12])\.", r".ln_\1."),
+    *[(rf"\.attn\.{x}\.(kernel|bias)$", rf".attn.in_proj_\1#{i}") for i, x in enumerate("qkv")],
+    (r"in_proj_kernel", "in_proj_weight"),
+    (r"\.attn\.out\.", ".attn.out_proj."),
+    (r"\.fc1\.", ".mlp.c_fc."),
+    (r"\.fc2\.", ".mlp.c_proj."),
+    (r"^layers\.", "transformer.resblocks."),
+)
 
 
 def folder(config: TextConfig) -> Layout:
@@ -20,9 +35,7 @@ def folder(config: TextConfig) -> Layout:
         (r"^token_embedding\.", "embeddings.token_embedding."),
         (r"^final_norm\.", "final_layer_norm."),
         (r"^projection\.", "text_projection."),
-        (r"^layers\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
-        (r"^layers\.(\d+)\.attn\.(q|k|v|out)\.", r"encoder.layers.\1.self_attn.\2_proj."),
-        (r"^layers\.(\d+)\.fc", r"encoder.layers.\1.mlp.fc"),
+        *FOLDER_LAYERS,
     )
     unused_projection = "" if config.projection else r"|text_projection\.weight"
     return Layout("folder text tower", rules, rf"{VISION}|{SCALARS}|embeddings\.position_ids{unused_projection}")
@@ -37,13 +50,7 @@ def openclip(config: TextConfig) -> Layout:
         (r"^position_embedding$", "positional_embedding"),
         (r"^final_norm\.", "ln_final."),
         (r"^projection\.kernel$", "text_projection@"),
-        (r"\.norm([12])\.", r".ln_\1."),
-        *[(rf"\.attn\.{x}\.(kernel|bias)$", rf".attn.in_proj_\1#{i}") for i, x in enumerate("qkv")],
-        (r"in_proj_kernel", "in_proj_weight"),
-        (r"\.attn\.out\.", ".attn.out_proj."),
-        (r"\.fc1\.", ".mlp.c_fc."),
-        (r"\.fc2\.", ".mlp.c_proj."),
-        (r"^layers\.", "transformer.resblocks."),
+        *OPENCLIP_LAYERS,
     )
     beyond = rf"transformer\.resblocks\.{config.layers}\..*"
     unused_projection = "" if config.projection else "|text_projection"

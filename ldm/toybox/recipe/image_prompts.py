@@ -1,0 +1,181 @@
+"""What an image prompt says beside the text, measured on the toybox: ``python -m ldm.toybox.recipe.image_prompts OUT``.
+
+IP-Adapters for the packaged model and its own image tower, trained by ``ldm train ip_adapter``, of several seeds:
+
+    decoupled  a second attention, with kernels of its own
+    joined     at equal steps: no kernels, the tokens stand beside those of the text in one attention
+
+and what is asked of them: "a KIND" beside the picture of a toy of another kind, in a colour and a material of its own.
+
+    scales      over scales: the share of pictures whose kind is the text's; whose colour, and whose material, is the
+                picture's; both kind and colour
+    joined      the same of the other way, which has no scale
+    structure   with a ControlNet that follows edges: colour from one picture, edges from another (``edges`` is trained
+                by ``ldm.toybox.recipe.control``)
+
+Rows of JSON go to OUT/measured.jsonl; ``python -m ldm.toybox.recipe.image_prompts_page OUT`` makes a page of them.
+Source: "IP-Adapter" (arXiv:2308.06721), section 4.3 and 4.4.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import ldm
+from ldm import Bundle, Control, ImagePrompt, bundle
+from ldm.adapters.control_file import read_net
+from ldm.adapters.controlnet import Net
+from ldm.adapters.image_prompt import Adapter, tokens_of
+from ldm.adapters.ip_adapter_file import read_adapter
+from ldm.evaluation.adherence import edge_agreement
+from ldm.toybox import hints, recogniser
+from ldm.toybox.recipe import page
+from ldm.toybox.sampling import random_scenes
+from ldm.toybox.scene import COLOURS, HANDSET, HEAD, KINDS, MATERIALS
+from ldm.toybox.world import render, to_uint8, truths
+from ldm.training import config, ip_adapter, loop
+
+SEEDS, SIZE = (0, 1, 2), 64
+STEPS, PAIRS = 1500, 4000
+ASKED, AT_ONCE = 48, 24  # pictures that adapters are tried on; drawn together
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+COMMON = {"batch": 8, "ema": 0.0, "log_every": 50, "checkpoint_every": STEPS, "sample_every": 0, "base": "toybox"}
+NOISE = {"timesteps": "logit_normal", "shift": 2.0}
+WAYS = ("decoupled", "joined")
+ASKABLE = tuple(kind for i, kind in enumerate(KINDS) if i not in (HEAD, HANDSET))
+FOLLOWS = "edges"
+
+
+class Asked(NamedTuple):
+    """The kinds of the text; the pictures to resemble, uint8 [N, 64, 64, 3], and what their toys are; hints of toys of
+    the text's kind in no colour in particular, and the pictures that those are of."""
+
+    kinds: np.ndarray
+    shown: np.ndarray
+    colours: np.ndarray
+    materials: np.ndarray
+    hints: np.ndarray
+    structure: np.ndarray
+
+
+@functools.cache
+def asked(seed: int) -> Asked:
+    """Fresh ones: kinds and colours in turn, never the kind that is shown."""
+    count = np.arange(ASKED)
+    kind = (count % len(ASKABLE)).astype(np.int32)
+    other = ((kind + 1 + count // len(ASKABLE) % (len(ASKABLE) - 1)) % len(ASKABLE)).astype(np.int32)
+    colour, material = (count % len(COLOURS)).astype(np.int32), (count // 2 % len(MATERIALS)).astype(np.int32)
+    of = lambda seed, **values: scene_of(random_scenes(range(ASKED), seed, "test", 1), **values)
+    shown = of(600 + seed, kind=other, colour=colour, material=material)
+    structure = of(700 + seed, kind=kind)
+    picture = lambda scenes: to_uint8(render(scenes, SIZE))
+    seen = to_uint8(hints.hint(FOLLOWS, truths(structure, SIZE)))
+    return Asked(kind, picture(shown), colour, material, seen, picture(structure))
+
+
+def scene_of(scenes: Any, **values: np.ndarray) -> Any:
+    """The scenes with their first toy changed."""
+    changed = {}
+    for name, value in values.items():
+        changed[name] = getattr(scenes, name).copy()
+        changed[name][:, 0] = value
+    return replace(scenes, **changed)
+
+
+def trained(out: Path, way: str, seed: int) -> tuple[Adapter, float]:
+    """``ldm train ip_adapter``: (the adapter, minutes). What is there already is not done again."""
+    to = out / f"{way}-{seed}"
+    data = {"count": PAIRS, "size": SIZE, "seed": 300, "cache": str(out / "cache")}
+    loss = {"joined": way == "joined", "diffusion": NOISE}
+    plain = COMMON | {"seed": seed, "data": data, "loss": loss, "optimiser": {"learning_rate": 1e-3}}
+    read_back = config.read(config.TrainConfig, plain)
+    start = time.perf_counter()
+    loop.train(ip_adapter.ip_adapter(read_back, to), read_back, to, STEPS, resume=to.exists())
+    return read_adapter(to / ip_adapter.ADAPTER_FILE, bundle.load("toybox")), (time.perf_counter() - start) / 60
+
+
+def drawn(
+    model: Bundle, told: Asked, seed: int, adapter: Adapter, scale: float | None, net: Net | None = None
+) -> np.ndarray:
+    """uint8 [N, 64, 64, 3]; scale None: the tokens stand beside those of the text."""
+    settings = {"sampler": "dpmpp_2m", "steps": 12, "spacing": "trailing", "seed": seed, "progress": False}
+    parts = []
+    for i in range(0, ASKED, AT_ONCE):
+        some = slice(i, i + AT_ONCE)
+        prompts = [f"a {ASKABLE[kind]}" for kind in told.kinds[some]]
+        shown = ImagePrompt(adapter, told.shown[some], 1.0 if scale is None else scale)
+        more: dict[str, Any] = (
+            {"image_prompts": [shown]} if scale is not None else {"context": beside(model, prompts, shown)}
+        )
+        more["controls"] = [Control(net, told.hints[some])] if net else []
+        parts.append(ldm.generate(model, prompts, **settings, **more, index=i))
+    return np.concatenate(parts)
+
+
+def beside(model: Bundle, prompts: Sequence[str], shown: ImagePrompt) -> np.ndarray:
+    """[2N, S + T, E]: the text's context and the image prompt's tokens, negative ones first."""
+    tokens = tokens_of(shown, len(prompts))
+    both = np.concatenate([tokens[:, 0], tokens[:, 1]])
+    return np.concatenate([ldm.encode_prompts(model, prompts), both], axis=1)
+
+
+def figures(told: Asked, made: np.ndarray) -> dict[str, float]:
+    """Shares, per cent."""
+    slots = recogniser.scan_all(recogniser.load(), made.astype(np.float32) / 255)
+    first = lambda name: np.asarray(getattr(slots, name))[:, 0]
+    index = np.array([KINDS.index(ASKABLE[kind]) for kind in told.kinds])
+    kind, colour = first("kind") == index, first("colour") == told.colours
+    share = lambda good: round(100 * float(np.mean(good)), 1)
+    found = {"kind": kind, "colour": colour, "material": first("material") == told.materials, "both": kind & colour}
+    return {name: share(good) for name, good in found.items()}
+
+
+def scales(out: Path, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of every scale, and of the other way."""
+    model, told = bundle.load("toybox"), asked(seed)
+    adapter, minutes = trained(out, "decoupled", seed)
+    for scale in SCALES:
+        row = {"way": "scales", "adapter": "decoupled", "scale": scale, "minutes": round(minutes, 2)}
+        yield row | figures(told, drawn(model, told, seed, adapter, scale))
+    adapter, minutes = trained(out, "joined", seed)
+    row = {"way": "scales", "adapter": "joined", "scale": None, "minutes": round(minutes, 2)}
+    yield row | figures(told, drawn(model, told, seed, adapter, None))
+
+
+def structure(out: Path, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows with and without the hint, with and without the image prompt."""
+    model, told = bundle.load("toybox"), asked(seed)
+    adapter, _ = trained(out, "decoupled", seed)
+    net = read_net(out / f"{FOLLOWS}-{seed}" / "control.safetensors")
+    for scale, own in ((0.0, None), (0.75, None), (0.0, net), (0.75, net)):
+        made = drawn(model, told, seed, adapter, scale, own)
+        row = {"way": "structure", "hint": "with" if own else "without", "scale": scale}
+        agreement = 100 * float(edge_agreement(made, told.structure).mean())
+        yield row | {"adherence": round(agreement, 1), **figures(told, made)}
+
+
+NAMES: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {"scales": scales, "structure": structure}
+
+
+def main() -> None:
+    """Trains, and measures; appends rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all if none is named")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.names or NAMES:
+        for seed in args.seeds:
+            for row in NAMES[name](args.out, seed):
+                page.kept(args.out, {"seed": seed, **row})
+
+
+if __name__ == "__main__":
+    main()
