@@ -110,9 +110,10 @@ def sheet(lines: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
 
 
 def put(page: Path, module: str, text: str) -> None:
-    """Text between the marks that name the module which makes it."""
+    """Text between the marks that name the module which makes it; in a page of its own, if there is none."""
     begin, end = f"<!-- results: made by python -m {module} -->", "<!-- end of results -->"
-    head, rest = page.read_text(encoding="utf-8").split(begin)
+    text_now = page.read_text(encoding="utf-8") if page.exists() else f"{begin}{end}\n"
+    head, rest = text_now.split(begin)
     made = f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
     write_whole(page, lambda file: file.write(made.encode()))
 
