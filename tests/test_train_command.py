@@ -99,6 +99,6 @@ def test_other_commands_do_not_wait_for_what_training_imports():
 
 
 def test_every_task_has_its_maker():
-    from ldm.training import controlnet, personal, tasks
+    from ldm.training import controlnet, ip_adapter, personal, tasks
 
-    assert (*tasks.TASKS, *personal.TASKS, *controlnet.TASKS) == command.TASKS
+    assert (*tasks.TASKS, *personal.TASKS, *controlnet.TASKS, *ip_adapter.TASKS) == command.TASKS
