@@ -104,10 +104,8 @@ def levels_of(unet: UNetConfig) -> list[int]:
 
 def steering_of(control: Control, plan: Plan) -> Steering:
     """The numbers of a control for a run of ``plan``. Raises ValueError."""
-    scale, (high, low) = (
-        number("scale of a control", control.scale),
-        interval("a control", control.start, control.end, plan),
-    )
+    scale = number("scale of a control", control.scale)
+    high, low = interval("a control", control.start, control.end, plan)
     check_name("rule", control.rule, RULES)
     config = control.net.config
     if isinstance(config, T2IAdapterConfig):

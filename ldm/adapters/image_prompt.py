@@ -49,8 +49,8 @@ class Adapter:
 class ImagePrompt:
     """A picture, or several seen together, as a prompt; all but the adapter are run-time values.
 
-    image     [H, W, 3] uint8, or a list of such, of any sizes: the same for every picture of the run. For an adapter
-              without a tower, vectors [V] or [P, V] float
+    image     [H, W, 3] uint8, or a list of such, of any sizes: the same for every picture of the run; or [N, H, W, 3],
+              one for each. For an adapter without a tower, vectors [V] or [P, V] float
     scale     0: as if it were not there; or {the beginning of a site's name: scale}, of which the longest that fits
               counts, and 0 where none does: ``ldm.adapters.ip_adapter.sites``
     start, end    the share of the steps, 0..1, from which and up to which it counts
@@ -100,9 +100,8 @@ def tokens_of(prompt: ImagePrompt, count: int) -> np.ndarray:
     """[N, 2, S, E] float32: of nothing, and of the prompt, for each picture of a run. Raises ValueError."""
     adapter = prompt.adapter
     groups = groups_of(adapter, prompt.image, count)
-    sizes = {len(group) for group in groups}
     E = adapter.config.unet.context_dim
-    said = of_all(adapter, np.concatenate(groups)).reshape(len(groups), sizes.pop(), -1, E)
+    said = of_all(adapter, np.concatenate(groups)).reshape(len(groups), len(groups[0]), -1, E)
     nothing = said_of_nothing(adapter, prompt.negative)
     both = np.stack([np.broadcast_to(nothing, said.shape), said], axis=1)
     both = both.reshape(len(groups), 2, -1, said.shape[-1])

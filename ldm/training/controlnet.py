@@ -26,9 +26,10 @@ from ldm.adapters.controlnet import ControlNet, ControlNetConfig, Net
 from ldm.bundle import Bundle
 from ldm.evaluation.adherence import edge_agreement
 from ldm.models.layers import Params, bind, init, lecun_normal
+from ldm.training.beside import WithKept
 from ldm.training.config import TrainConfig, one_of, read, within
 from ldm.training.denoising import denoise
-from ldm.training.hint_data import WithHints, with_hints
+from ldm.training.hint_data import with_hints
 from ldm.training.loop import Task
 from ldm.training.losses import DiffusionOptions
 from ldm.training.parts import TRAINING
@@ -101,7 +102,7 @@ def controlnet(config: TrainConfig, out: Path) -> Task:
 
 
 def looking(
-    base: Bundle, own: ControlNetConfig, source: WithHints, empty: np.ndarray, seed: int
+    base: Bundle, own: ControlNetConfig, source: WithKept, empty: np.ndarray, seed: int
 ) -> tuple[Callable, Callable]:
     """For ``Task.sample`` and ``Task.measure``: the first pictures drawn again, from their hints and captions."""
     first = np.arange(min(MEASURED, source.count))

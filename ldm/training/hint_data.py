@@ -11,7 +11,6 @@ b rows of a batch, H = W = size.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from ldm.hints import canny
 from ldm.schedule import check_name
 from ldm.toybox import world
 from ldm.toybox.hints import HINTS, hint
-from ldm.training.cache import Arrays, chunks, hash_of, kept, read_rows
-from ldm.training.data import Batch, Source
+from ldm.training.beside import WithKept
+from ldm.training.cache import Arrays, chunks, hash_of, kept
 from ldm.training.folder_data import TABLE, FolderSource, square
 from ldm.training.toybox_data import CHUNK, ToyboxSource, scenes_of
 
@@ -30,32 +29,7 @@ FILES, CANNY = "files", "canny"
 NAMES = ("hint_file_name", "conditioning_image_file_name")  # the second as other tools' data sets call it
 
 
-@dataclass(frozen=True)
-class WithHints:
-    """A source whose batches also have hint, uint8 [b, H, W, 3]."""
-
-    own: Source
-    hints: Path
-
-    @property
-    def count(self) -> int:
-        """That of the pictures."""
-        return self.own.count
-
-    def pictures(self, indices: np.ndarray) -> np.ndarray:
-        """Those that the hints are of, uint8 [n, H, W, 3]."""
-        return self.own.pictures(indices)
-
-    def rows(self, seed: int, positions: np.ndarray, indices: np.ndarray) -> Batch:
-        """See `ldm.training.data.Source`."""
-        return self.own.rows(seed, positions, indices) | {"hint": read_rows(self.hints, "hint", indices)}
-
-    def finish(self, rows: Batch) -> Batch:
-        """See `ldm.training.data.Source`."""
-        return self.own.finish(rows)
-
-
-def with_hints(source: ToyboxSource | FolderSource, name: str, folder: Path) -> WithHints:
+def with_hints(source: ToyboxSource | FolderSource, name: str, folder: Path) -> WithKept:
     """The source with the hints called ``name``, made in ``folder`` if they are not there.
 
     Raises ValueError for a hint that the source has not, for pictures that are not the same each time, and for files
@@ -82,7 +56,7 @@ def with_hints(source: ToyboxSource | FolderSource, name: str, folder: Path) -> 
         for indices, new in chunks(source.count, CHUNK, "hints"):
             yield {"hint": of(indices)[new]}
 
-    return WithHints(source, kept(folder, settings, source.count, make))
+    return WithKept(source, kept(folder, settings, source.count, make), "hint")
 
 
 def hint_files(source: FolderSource) -> list[Path]:

@@ -30,6 +30,7 @@ from ldm.models.autoencoder import from_uint8
 from ldm.models.clip import unit
 from ldm.models.layers import Params, bind, init
 from ldm.models.vision import VisionConfig
+from ldm.training.beside import WithKept
 from ldm.training.config import TrainConfig, one_of, read, within
 from ldm.training.denoising import denoise
 from ldm.training.loop import Task
@@ -37,7 +38,7 @@ from ldm.training.losses import DiffusionOptions
 from ldm.training.parts import TRAINING, split
 from ldm.training.personal import begun, opened
 from ldm.training.samples import draw
-from ldm.training.seen_data import WithSeen, with_seen
+from ldm.training.seen_data import with_seen
 
 SHOWN, MEASURED = 4, 16  # pictures of a sheet of samples; pictures by which resemblance is measured
 ADAPTER_FILE = "ip_adapter.safetensors"
@@ -138,7 +139,7 @@ def nothing(config: IPAdapterConfig, vision: VisionConfig, tower: Params) -> Arr
 
 
 def looking(
-    base: Bundle, adapter: Adapter, source: WithSeen, empty: np.ndarray, seed: int
+    base: Bundle, adapter: Adapter, source: WithKept, empty: np.ndarray, seed: int
 ) -> tuple[Callable, Callable]:
     """For ``Task.sample`` and ``Task.measure``: the first pictures as prompts, with no text."""
     first = np.arange(min(MEASURED, source.count))

@@ -4,7 +4,6 @@ b rows of a batch, L tokens of the tower and V their width.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,41 +12,17 @@ from ldm.adapters.image_prompt import looked_at, square_of
 from ldm.models.autoencoder import from_uint8
 from ldm.models.layers import Params
 from ldm.models.vision import VisionConfig
-from ldm.training.cache import Arrays, chunks, hash_of, kept, read_rows
-from ldm.training.data import Batch, Source
+from ldm.training.beside import WithKept
+from ldm.training.cache import Arrays, chunks, hash_of, kept
 from ldm.training.folder_data import FolderSource
 from ldm.training.toybox_data import CHUNK, ToyboxSource
 
 
-@dataclass(frozen=True)
-class WithSeen:
-    """A source whose batches also have seen, float16 [b, V] or [b, L, V]."""
-
-    own: Source
-    folder: Path
-
-    @property
-    def count(self) -> int:
-        """That of the pictures."""
-        return self.own.count
-
-    def pictures(self, indices: np.ndarray) -> np.ndarray:
-        """Those that are seen, uint8 [n, H, W, 3]."""
-        return self.own.pictures(indices)
-
-    def rows(self, seed: int, positions: np.ndarray, indices: np.ndarray) -> Batch:
-        """See `ldm.training.data.Source`."""
-        return self.own.rows(seed, positions, indices) | {"seen": read_rows(self.folder, "seen", indices)}
-
-    def finish(self, rows: Batch) -> Batch:
-        """See `ldm.training.data.Source`."""
-        return self.own.finish(rows)
-
-
 def with_seen(
     source: ToyboxSource | FolderSource, vision: VisionConfig, tower: Params, states: bool, folder: Path
-) -> WithSeen:
-    """The source with what the tower says of its pictures: its ``states``, or one vector for each.
+) -> WithKept:
+    """The source whose batches also have seen, float16: of each picture the tower's ``states`` [b, L, V], or a vector
+    [b, V].
 
     Raises ValueError for pictures that are not the same each time.
     """
@@ -62,7 +37,7 @@ def with_seen(
             fitted = np.stack([square_of(picture, vision.image) for picture in source.pictures(indices)])
             yield {"seen": np.asarray(looked_at(vision, tower, from_uint8(fitted), states), np.float16)[new]}
 
-    return WithSeen(source, kept(folder, settings, source.count, make))
+    return WithKept(source, kept(folder, settings, source.count, make), "seen")
 
 
 def digest(params: Params) -> list[tuple[str, float]]:

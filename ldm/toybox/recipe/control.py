@@ -21,7 +21,6 @@ Rows of JSON go to OUT/measured.jsonl; ``python -m ldm.toybox.recipe.control_pag
 Source: "Adding Conditional Control to Text-to-Image Diffusion Models" (arXiv:2302.05543).
 """
 
-import argparse
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -220,19 +219,5 @@ def rules(out: Path, seed: int) -> Iterator[dict[str, Any]]:
 NAMES: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {"nets": nets, "pairs": pairs, "rules": rules}
 
 
-def main() -> None:
-    """Trains, and measures; appends rows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder of the runs")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all if none is named")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name in args.names or NAMES:
-        for seed in args.seeds:
-            for row in NAMES[name](args.out, seed):
-                page.kept(args.out, {"seed": seed, **row})
-
-
 if __name__ == "__main__":
-    main()
+    page.measure(__doc__, NAMES, SEEDS)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
@@ -96,14 +95,5 @@ def tables(rows: Sequence[Row]) -> str:
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in parts)
 
 
-def main() -> None:
-    """Writes docs/control: rows, figure, tables, and the sheet if it is asked for."""
-    args = page.arguments(__doc__.splitlines()[0])
-    mpl.use("Agg")
-    rows = page.results(args.out, PAGE.parent, *SETTINGS)
-    make = (lambda: pictures(args.out)) if args.pictures else None
-    page.write(PAGE, "ldm.toybox.recipe.control_page", rows, plot, tables, make)
-
-
 if __name__ == "__main__":
-    main()
+    page.make(__doc__, "ldm.toybox.recipe.control_page", PAGE, SETTINGS, plot, tables, pictures)

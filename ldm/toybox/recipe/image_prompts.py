@@ -17,7 +17,6 @@ Rows of JSON go to OUT/measured.jsonl; ``python -m ldm.toybox.recipe.image_promp
 Source: "IP-Adapter" (arXiv:2308.06721), section 4.3 and 4.4.
 """
 
-import argparse
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -163,19 +162,5 @@ def structure(out: Path, seed: int) -> Iterator[dict[str, Any]]:
 NAMES: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {"scales": scales, "structure": structure}
 
 
-def main() -> None:
-    """Trains, and measures; appends rows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder of the runs")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all if none is named")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name in args.names or NAMES:
-        for seed in args.seeds:
-            for row in NAMES[name](args.out, seed):
-                page.kept(args.out, {"seed": seed, **row})
-
-
 if __name__ == "__main__":
-    main()
+    page.measure(__doc__, NAMES, SEEDS)

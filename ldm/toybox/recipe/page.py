@@ -2,10 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -25,6 +26,20 @@ def kept(out: Path, row: Row) -> None:
     print(line, flush=True)
     with (out / ROWS).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+def measure(what: str, names: Mapping[str, Callable[[Path, int], Iterable[Row]]], seeds: Sequence[int]) -> None:
+    """The command of a study: OUT [NAMES…] [--seeds …] runs what is named, and keeps its rows."""
+    parser = argparse.ArgumentParser(description=what.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all if none is named")
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.names or names:
+        for seed in args.seeds:
+            for row in names[name](args.out, seed):
+                kept(args.out, {"seed": seed, **row})
 
 
 def results(out: Path, folder: Path, *settings: str) -> list[Row]:
@@ -118,21 +133,19 @@ def put(page: Path, module: str, text: str) -> None:
     write_whole(page, lambda file: file.write(made.encode()))
 
 
-def write(
-    page: Path, module: str, rows: Sequence[Row], plot: Callable, tables: Callable, pictures: Callable | None
+def make(
+    what: str, module: str, page: Path, settings: Sequence[str], plot: Callable, tables: Callable, pictures: Callable
 ) -> None:
-    """measured.png and pictures.png beside a page, and its tables between the marks that name the module."""
-    figure, folder = plot(rows), page.parent
-    write_whole(folder / "measured.png", lambda file: figure.savefig(file, format="png", dpi=110))
-    if pictures is not None:
-        made = pictures()
-        write_whole(folder / "pictures.png", lambda file: made.save(file, format="PNG", optimize=True))
-    put(page, module, tables(rows))
-
-
-def arguments(what: str) -> argparse.Namespace:
-    """OUT, and whether to draw pictures."""
-    parser = argparse.ArgumentParser(description=what)
+    """The command of a page: OUT [--pictures] puts rows, measured.png, pictures.png and tables beside and into it."""
+    parser = argparse.ArgumentParser(description=what.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the runs")
     parser.add_argument("--pictures", action="store_true", help="draw the sheet too; needs the runs of seed 0 in OUT")
-    return parser.parse_args()
+    args = parser.parse_args()
+    mpl.use("Agg")
+    rows, folder = results(args.out, page.parent, *settings), page.parent
+    figure = plot(rows)
+    write_whole(folder / "measured.png", lambda file: figure.savefig(file, format="png", dpi=110))
+    if args.pictures:
+        made = pictures(args.out)
+        write_whole(folder / "pictures.png", lambda file: made.save(file, format="PNG", optimize=True))
+    put(page, module, tables(rows))

@@ -18,7 +18,6 @@ go to OUT/measured.jsonl; ``python -m ldm.toybox.recipe.personal_page OUT`` make
     class      share of purple cubes for "a cube": beside "class before", how far the class has drifted
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -241,19 +240,5 @@ NAMES: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {
 }
 
 
-def main() -> None:
-    """Runs and measures; appends rows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder of the runs")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all if none is named")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name in args.names or NAMES:
-        for seed in args.seeds:
-            for row in NAMES[name](args.out, seed):
-                page.kept(args.out, {"seed": seed, **row})
-
-
 if __name__ == "__main__":
-    main()
+    page.measure(__doc__, NAMES, SEEDS)
