@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm.toybox.recipe import page, personal, seven_kinds
+from ldm.toybox.recipe import page, personal, seven_kinds, study
 from ldm.toybox.scene import COLOURS, HANDSET, KINDS
 
 
@@ -41,13 +41,31 @@ def test_tables_are_over_seeds():
 def test_rows_of_another_day_replace_their_like(tmp_path):
     out, folder = tmp_path / "out", tmp_path / "docs"
     out.mkdir()
-    page.kept(out, {"seed": 0, "way": "lora", "rank": 4, "shape": 10.0})
-    page.kept(out, {"seed": 1, "way": "lora", "rank": 4, "shape": 20.0})
+    study.kept(out, {"seed": 0, "way": "lora", "rank": 4, "shape": 10.0})
+    study.kept(out, {"seed": 1, "way": "lora", "rank": 4, "shape": 20.0})
     assert len(page.results(out, folder, "rank")) == 2
-    (out / page.ROWS).unlink()
-    page.kept(out, {"seed": 1, "way": "lora", "rank": 4, "shape": 30.0})
-    page.kept(out, {"seed": 1, "way": "lora", "rank": 1, "shape": 40.0})
+    (out / study.ROWS).unlink()
+    study.kept(out, {"seed": 1, "way": "lora", "rank": 4, "shape": 30.0})
+    study.kept(out, {"seed": 1, "way": "lora", "rank": 1, "shape": 40.0})
     assert [row["shape"] for row in page.results(out, folder, "rank")] == [10.0, 30.0, 40.0]
+
+
+def test_a_run_that_is_there_is_not_done_again(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(study.loop, "train", lambda task, said, out, steps, resume: done.append((said, resume)))
+    make, out = lambda said, out: None, tmp_path / "run"
+    out.mkdir()
+    pictures = {"path": str(tmp_path), "size": 64}
+    first = study.trained(make, out, 7, 1e-3, data=pictures, seed=3)
+    assert done[0][0].seed == 3 and done[0][0].checkpoint_every == 7 and done[0][1]
+    assert study.trained(make, out, 7, 1e-3, data=pictures, seed=3) == first and len(done) == 1
+
+
+def test_a_measurement_that_is_not_known_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["study", str(tmp_path), "lore"])
+    with pytest.raises(SystemExit):
+        study.measure("A study.", {"lora": lambda out, seed: []}, [0])
+    assert "no measurement 'lore'; there are lora" in capsys.readouterr().err
 
 
 @pytest.mark.long

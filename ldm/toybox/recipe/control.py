@@ -22,7 +22,6 @@ Source: "Adding Conditional Control to Text-to-Image Diffusion Models" (arXiv:23
 """
 
 import functools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,17 +37,15 @@ from ldm.evaluation.adherence import edge_agreement
 from ldm.toybox import hints, recogniser
 from ldm.toybox.dataset import Dataset, example
 from ldm.toybox.parsing import parse
-from ldm.toybox.recipe import page
+from ldm.toybox.recipe import study
 from ldm.toybox.scene import stack
 from ldm.toybox.world import render, to_uint8, truths
-from ldm.training import config, controlnet, loop, reports
+from ldm.training import controlnet, reports
 
 SEEDS, SIZE = (0, 1, 2), 64
 STEPS, EVERY, PAIRS = 1200, 100, 1000
 SCENES, AT_ONCE = 48, 24  # that nets are tried on; drawn together
 GUIDANCE = (1.0, 2.0, 3.0, 5.0, 7.5)
-COMMON = {"batch": 8, "ema": 0.0, "log_every": 50, "checkpoint_every": STEPS, "sample_every": EVERY, "base": "toybox"}
-NOISE = {"timesteps": "logit_normal", "shift": 2.0}
 NETS: dict[str, dict[str, Any]] = {
     "edges": {},
     "gaussian": {"begin": "gaussian"},
@@ -95,23 +92,18 @@ def place(out: Path, name: str, seed: int) -> Path:
 
 
 def trained(out: Path, name: str, seed: int) -> float:
-    """``ldm train controlnet``: minutes. What is there already is not done again."""
+    """``ldm train controlnet``: minutes."""
     said, to = NETS[name], place(out, name, seed)
     data = {"count": said.get("count", PAIRS), "size": SIZE, "seed": 100 + seed, "hint": said.get("hint", "edges")}
-    loss = {key: said[key] for key in ("begin", "drop") if key in said} | {"diffusion": NOISE}
-    plain = COMMON | {"seed": seed, "data": data, "loss": loss, "optimiser": {"learning_rate": 1e-3}}
-    read_back = config.read(config.TrainConfig, plain)
-    start = time.perf_counter()
-    loop.train(controlnet.controlnet(read_back, to), read_back, to, STEPS, resume=to.exists())
-    return (time.perf_counter() - start) / 60
+    loss = {key: said[key] for key in ("begin", "drop") if key in said} | {"diffusion": study.NOISE}
+    own = {"seed": seed, "data": data, "loss": loss, "sample_every": EVERY}
+    return study.trained(controlnet.controlnet, to, STEPS, 1e-3, **own)
 
 
 def net_of(out: Path, name: str, seed: int) -> Net:
     """A trained net; trained first, if it is not there."""
-    file = place(out, name, seed) / controlnet.CONTROL_FILE
-    if not file.exists():
-        trained(out, name, seed)
-    return read_net(file)
+    trained(out, name, seed)
+    return read_net(place(out, name, seed) / controlnet.CONTROL_FILE)
 
 
 def curve(folder: Path) -> dict[str, list[float]]:
@@ -220,4 +212,4 @@ NAMES: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {"nets": net
 
 
 if __name__ == "__main__":
-    page.measure(__doc__, NAMES, SEEDS)
+    study.measure(__doc__, NAMES, SEEDS)

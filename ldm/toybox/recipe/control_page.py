@@ -13,7 +13,8 @@ from PIL import Image
 from ldm import bundle
 from ldm.toybox.recipe import page
 from ldm.toybox.recipe.control import GUIDANCE, NETS, WAYS, Steered, drawn, net_of, scenes
-from ldm.toybox.recipe.page import Row, over_seeds, table
+from ldm.toybox.recipe.page import over_seeds, table
+from ldm.toybox.recipe.study import Row
 
 PAGE = Path(__file__).parents[3] / "docs/control/README.md"
 SETTINGS = ("net", "nets", "scale", "rule", "guidance", "captions")  # which a row is told by

@@ -18,7 +18,6 @@ Source: "IP-Adapter" (arXiv:2308.06721), section 4.3 and 4.4.
 """
 
 import functools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,18 +33,16 @@ from ldm.adapters.image_prompt import Adapter, tokens_of
 from ldm.adapters.ip_adapter_file import read_adapter
 from ldm.evaluation.adherence import edge_agreement
 from ldm.toybox import hints, recogniser
-from ldm.toybox.recipe import page
+from ldm.toybox.recipe import study
 from ldm.toybox.sampling import random_scenes
 from ldm.toybox.scene import COLOURS, HANDSET, HEAD, KINDS, MATERIALS
 from ldm.toybox.world import render, to_uint8, truths
-from ldm.training import config, ip_adapter, loop
+from ldm.training import ip_adapter
 
 SEEDS, SIZE = (0, 1, 2), 64
 STEPS, PAIRS = 1500, 4000
 ASKED, AT_ONCE = 48, 24  # pictures that adapters are tried on; drawn together
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
-COMMON = {"batch": 8, "ema": 0.0, "log_every": 50, "checkpoint_every": STEPS, "sample_every": 0, "base": "toybox"}
-NOISE = {"timesteps": "logit_normal", "shift": 2.0}
 WAYS = ("decoupled", "joined")
 ASKABLE = tuple(kind for i, kind in enumerate(KINDS) if i not in (HEAD, HANDSET))
 FOLLOWS = "edges"
@@ -88,15 +85,12 @@ def scene_of(scenes: Any, **values: np.ndarray) -> Any:
 
 
 def trained(out: Path, way: str, seed: int) -> tuple[Adapter, float]:
-    """``ldm train ip_adapter``: (the adapter, minutes). What is there already is not done again."""
+    """``ldm train ip_adapter``: (the adapter, minutes)."""
     to = out / f"{way}-{seed}"
     data = {"count": PAIRS, "size": SIZE, "seed": 300, "cache": str(out / "cache")}
-    loss = {"joined": way == "joined", "diffusion": NOISE}
-    plain = COMMON | {"seed": seed, "data": data, "loss": loss, "optimiser": {"learning_rate": 1e-3}}
-    read_back = config.read(config.TrainConfig, plain)
-    start = time.perf_counter()
-    loop.train(ip_adapter.ip_adapter(read_back, to), read_back, to, STEPS, resume=to.exists())
-    return read_adapter(to / ip_adapter.ADAPTER_FILE, bundle.load("toybox")), (time.perf_counter() - start) / 60
+    loss = {"joined": way == "joined", "diffusion": study.NOISE}
+    minutes = study.trained(ip_adapter.ip_adapter, to, STEPS, 1e-3, seed=seed, data=data, loss=loss)
+    return read_adapter(to / ip_adapter.ADAPTER_FILE, bundle.load("toybox")), minutes
 
 
 def drawn(
@@ -163,4 +157,4 @@ NAMES: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {"scales": s
 
 
 if __name__ == "__main__":
-    page.measure(__doc__, NAMES, SEEDS)
+    study.measure(__doc__, NAMES, SEEDS)

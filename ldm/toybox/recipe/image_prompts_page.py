@@ -13,7 +13,8 @@ from ldm import bundle
 from ldm.adapters.control_file import read_net
 from ldm.toybox.recipe import page
 from ldm.toybox.recipe.image_prompts import ASKABLE, FOLLOWS, SCALES, asked, drawn, trained
-from ldm.toybox.recipe.page import Row, over_seeds, table
+from ldm.toybox.recipe.page import over_seeds, table
+from ldm.toybox.recipe.study import Row
 
 PAGE = Path(__file__).parents[3] / "docs/image_prompts/README.md"
 SETTINGS = ("adapter", "scale", "hint")  # which a row is told by

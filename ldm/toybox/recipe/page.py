@@ -1,8 +1,8 @@
-"""What the pages of recipes have in common: rows of JSON, tables over seeds, bars, sheets of labelled pictures."""
+"""What the pages of studies have in common: tables over seeds, bars, sheets of labelled pictures."""
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +11,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ldm.files import write_whole
+from ldm.toybox.recipe.study import ROWS, Row
 from ldm.toybox.sheets import GAP, INK, MARGIN, font, paper
 
-ROWS = "measured.jsonl"
 LABEL, LARGE = 190, 96  # pixels of a row's label; of a picture
 
-Row = dict[str, Any]
 Groups = list[tuple[Row, dict[str, np.ndarray]]]  # settings, and each figure's value for each seed
-
-
-def kept(out: Path, row: Row) -> None:
-    """Prints a row and adds it to the folder's."""
-    line = json.dumps(row)
-    print(line, flush=True)
-    with (out / ROWS).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
-def measure(what: str, names: Mapping[str, Callable[[Path, int], Iterable[Row]]], seeds: Sequence[int]) -> None:
-    """The command of a study: OUT [NAMES…] [--seeds …] runs what is named, and keeps its rows."""
-    parser = argparse.ArgumentParser(description=what.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder of the runs")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all if none is named")
-    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name in args.names or names:
-        for seed in args.seeds:
-            for row in names[name](args.out, seed):
-                kept(args.out, {"seed": seed, **row})
 
 
 def results(out: Path, folder: Path, *settings: str) -> list[Row]:

@@ -19,7 +19,6 @@ go to OUT/measured.jsonl; ``python -m ldm.toybox.recipe.personal_page OUT`` make
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,12 +33,12 @@ from ldm.adapters.lora import Change, LowRank, parameters, with_lora
 from ldm.adapters.textual_inversion import with_word
 from ldm.files import into_place
 from ldm.toybox import recogniser
-from ldm.toybox.recipe import page, seven_kinds
+from ldm.toybox.recipe import seven_kinds, study
 from ldm.toybox.recipe.score import prompts_of, right
 from ldm.toybox.sampling import random_scenes
 from ldm.toybox.scene import COLOURS, HANDSET, KINDS, MATERIALS, SIZES, Scene
 from ldm.toybox.world import render, to_uint8
-from ldm.training import config, loop, personal
+from ldm.training import personal
 from ldm.weights_file import read
 
 SEEDS, SHOTS, SIZE = (0, 1, 2), 12, 64
@@ -54,8 +53,6 @@ SUBJECT = {
     "size": SIZES.index("large"),
     "material": MATERIALS.index("shiny"),
 }
-COMMON = {"batch": 8, "ema": 0.0, "log_every": 50, "checkpoint_every": 1000, "sample_every": 0, "base": "toybox"}
-NOISE = {"timesteps": "logit_normal", "shift": 2.0}
 LAYERS = [r"attn.*\.kernel$", r"ff.*\.kernel$", r"res.*conv.*\.kernel$"]
 RANKS, ALPHAS = (1, 4, 16), (1.0, 16.0)  # at alpha = r; at rank 4
 VECTORS = 4
@@ -119,14 +116,9 @@ def remembered(base: Bundle, seed: int) -> Shots:
 
 
 def trained(task: str, out: Path, steps: int, data: Path, rate: float, **settings: Any) -> tuple[Path, float]:
-    """``ldm train``: (its folder, minutes). What is there already is not done again."""
-    plain = COMMON | settings | {"data": {"path": str(data), "size": SIZE}, "optimiser": {"learning_rate": rate}}
-    read_back = config.read(config.TrainConfig, plain)
-    took, start = out / "minutes.json", time.perf_counter()
-    if not took.exists():
-        loop.train(personal.TASKS[task](read_back, out), read_back, out, steps, resume=out.exists())
-        took.write_text(json.dumps((time.perf_counter() - start) / 60))
-    return out, json.loads(took.read_text())
+    """``ldm train`` on a folder of pictures: (the folder of the run, minutes)."""
+    pictures = {"path": str(data), "size": SIZE}
+    return out, study.trained(personal.TASKS[task], out, steps, rate, data=pictures, **settings)
 
 
 def lora_of(path: Path, alpha: float) -> dict[str, dict[str, Change]]:
@@ -193,7 +185,7 @@ def lora(out: Path, seed: int) -> Iterator[dict[str, Any]]:
     for rank, alpha in [*((r, float(r)) for r in RANKS), *((4, a) for a in ALPHAS)]:
         place, minutes = trained(
             "lora", out / f"lora-{rank}-{alpha:g}-{seed}", 1000, data, 7e-4, seed=seed,
-            loss={"rank": rank, "alpha": alpha, "diffusion": NOISE}, layers=LAYERS,
+            loss={"rank": rank, "alpha": alpha, "diffusion": study.NOISE}, layers=LAYERS,
         )  # fmt: skip
         learned = lora_of(place / personal.LORA_FILE, alpha)
         model = with_lora(base, learned, folded=True)
@@ -210,7 +202,7 @@ def word(out: Path, seed: int) -> Iterator[dict[str, Any]]:
     unknown = folder(out / f"words-{seed}", scenes, spoken)
     yield {"way": "word", "concept": "cube", "vectors": 0, "minutes": 0.0, "subject": purple(base, "a toy", seed)}
     for concept, name, data, vectors in (("cube", TOY, known, 1), ("handset", WORD, unknown, VECTORS)):
-        said = {"word": name, "begin": "toy", "vectors": vectors, "diffusion": NOISE}
+        said = {"word": name, "begin": "toy", "vectors": vectors, "diffusion": study.NOISE}
         place, minutes = trained(
             "textual_inversion", out / f"word-{concept}-{seed}", 200, data, 2e-3, seed=seed, loss=said
         )
@@ -226,7 +218,7 @@ def dreambooth(out: Path, seed: int) -> Iterator[dict[str, Any]]:
     rare, plain = (f"a {w}{KINDS[SUBJECT['kind']]}" for w in (f"{RARE} ", ""))
     before = purple(base, plain, seed)
     for prior in (0.0, 1.0):
-        said = {"prior": prior, "class_prompt": plain, "class_images": 100, "diffusion": NOISE}
+        said = {"prior": prior, "class_prompt": plain, "class_images": 100, "diffusion": study.NOISE}
         place, minutes = trained("dreambooth", out / f"booth-{prior:g}-{seed}", 200, data, 2e-4, seed=seed, loss=said)
         model = bundle.load(place / "model")
         row = {"way": "dreambooth", "prior": prior, "minutes": round(minutes, 2), "kept": kept(model, seed)}
@@ -241,4 +233,4 @@ NAMES: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {
 
 
 if __name__ == "__main__":
-    page.measure(__doc__, NAMES, SEEDS)
+    study.measure(__doc__, NAMES, SEEDS)

@@ -15,8 +15,9 @@ from ldm.adapters.lora import with_lora
 from ldm.adapters.textual_inversion import with_word
 from ldm.bundle import Bundle
 from ldm.toybox.recipe import page
-from ldm.toybox.recipe.page import Row, over_seeds, table
+from ldm.toybox.recipe.page import over_seeds, table
 from ldm.toybox.recipe.personal import RANKS, RARE, SHOTS, TOY, VECTORS, WORD, drawn, lora_of
+from ldm.toybox.recipe.study import Row
 from ldm.toybox.scene import COLOURS
 from ldm.training import personal
 from ldm.training.parts import MODEL
