@@ -5,13 +5,12 @@ import os
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from exercises import *  # noqa: F403
+from random_parts import random_params
 
 from ldm.bundle import Bundle, Configs
 from ldm.models.autoencoder import VAEConfig
-from ldm.models.layers import shapes
 from ldm.models.text import TextConfig
 from ldm.models.unet import UNetConfig
 from ldm.models.vision import VisionConfig, VisionTower
@@ -60,11 +59,10 @@ def least() -> Bundle:
 def least_with_image(least: Bundle) -> Bundle:
     """The same with an image tower beside it."""
     vision = VisionConfig(image=32, patch=8, width=64, mlp_width=96, layers=3, heads=2, projection=48)
-    rng = np.random.default_rng(8)
-    wanted = shapes(VisionTower, vision).items()
-    tower = {n: (rng.standard_normal(s.shape) / max(1, np.prod(s.shape[:-1])) ** 0.5).astype("f") for n, s in wanted}
     configs = dataclasses.replace(least.configs, image=vision)
-    return dataclasses.replace(least, configs=configs, params={**least.params, "image": tower})
+    return dataclasses.replace(
+        least, configs=configs, params={**least.params, "image": random_params(VisionTower, vision, 8)}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from conftest import LEAST
 from lora_files import relative
+from random_parts import noise_picture as picture
+from random_parts import random_params
 
 import ldm
 from ldm import program
@@ -16,7 +18,7 @@ from ldm.adapters.control_file import read_net, save_net
 from ldm.adapters.controlnet import ControlNet, ControlNetConfig, Net
 from ldm.adapters.t2i_adapter import T2IAdapter, T2IAdapterConfig, last_blocks
 from ldm.conditioning import Conditioning
-from ldm.models.layers import bind, init, shapes
+from ldm.models.layers import bind, init
 from ldm.models.unet import UNetConfig
 from ldm.samplers import make_plan
 from ldm.schedule import NoiseSchedule
@@ -27,25 +29,13 @@ SIZE = (64, 48)
 DRAW = {"steps": 3, "output": "latents", "progress": False}
 
 
-def numbers(model, config, seed: int) -> dict[str, np.ndarray]:
-    """Random parameters, none of them zero."""
-    rng = np.random.default_rng(seed)
-    made = lambda shape: (rng.standard_normal(shape) / max(1, np.prod(shape[:-1])) ** 0.5).astype(np.float32)
-    return {name: made(spec.shape) for name, spec in shapes(model, config).items()}
-
-
-def picture(seed: int, width: int = SIZE[0], height: int = SIZE[1], *more: int) -> np.ndarray:
-    """A hint of noise."""
-    return np.random.default_rng(seed).integers(0, 255, (*more, height, width, 3), np.uint8)
-
-
 @pytest.fixture(scope="module")
 def nets(least) -> list[Net]:
     """Two ControlNets and a T2I-Adapter for the least model."""
     config = ControlNetConfig(least.configs.unet, widths=(4, 8, 8, 8))
     adapter = T2IAdapterConfig((32,), last_blocks(1, 1), (False,), blocks=1)
-    made = [Net(config, numbers(ControlNet, config, seed)) for seed in (1, 2)]
-    return [*made, Net(adapter, numbers(T2IAdapter, adapter, 3))]
+    made = [Net(config, random_params(ControlNet, config, seed)) for seed in (1, 2)]
+    return [*made, Net(adapter, random_params(T2IAdapter, adapter, 3))]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +94,7 @@ def test_prompts_only_is_what_guidance_amplifies(draw, nets):
 
 def test_each_picture_has_its_hint(draw, nets):
     """Alone or in a batch."""
-    hints = picture(7, *SIZE, 2)
+    hints = picture(7, *SIZE[::-1], 2)
     both = draw(Control(nets[0], hints), prompt=["a", "b"])
     for i, prompt in enumerate("ab"):
         alone = draw(Control(nets[0], hints[i]), prompt=prompt, index=i)
@@ -184,7 +174,7 @@ def test_models_of_other_inputs(nets, numbers):
     extra = np.random.default_rng(1).standard_normal((2, 6, 8, 5), np.float32)
 
     def drawn(prompts: list[str], first: int = 0, **settings) -> np.ndarray:
-        controls = [Control(net, picture(7, *SIZE, 2)[first:][: len(prompts)], **settings) for net in nets[1:]]
+        controls = [Control(net, picture(7, *SIZE[::-1], 2)[first:][: len(prompts)], **settings) for net in nets[1:]]
         concat = extra[first:][: len(prompts)] if "in_channels" in numbers else None
         return ldm.generate(bundle, prompts, controls=controls, concat=concat, index=first, **DRAW)
 
@@ -197,7 +187,7 @@ def test_models_of_other_inputs(nets, numbers):
 
 def test_a_hint_of_another_size_is_resized_and_said(draw, nets):
     with pytest.warns(UserWarning, match="the hint is 32x48 and the picture 64x48: it is stretched"):
-        draw(Control(nets[0], picture(0, 32, 48)))
+        draw(Control(nets[0], picture(0, 48, 32)))
 
 
 def test_what_cannot_be_is_one_sentence(draw, least, nets):
@@ -211,7 +201,7 @@ def test_what_cannot_be_is_one_sentence(draw, least, nets):
     with pytest.raises(ValueError, match="a T2I-Adapter knows only 'uniform'"):
         draw(Control(nets[2], picture(0), rule="guess"))
     with pytest.raises(ValueError, match="there are 3 hints for 1 pictures"):
-        draw(Control(nets[0], picture(0, *SIZE, 3)))
+        draw(Control(nets[0], picture(0, *SIZE[::-1], 3)))
     with pytest.raises(ValueError, match=r"the hint must be uint8 of \[H, W\]"):
         draw(Control(nets[0], picture(0)[..., :2]))
     wide = replace(least.configs.unet, context_dim=128)

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lora_files import relative
+from random_parts import noise_picture as picture
+from random_parts import random_params
 
 import ldm
 from ldm import Control, ImagePrompt, program
@@ -26,27 +28,15 @@ VISION = VisionConfig(image=32, patch=8, width=64, mlp_width=96, layers=3, heads
 KINDS = {"base": {"tokens": 2}, "plus": {"tokens": 3, "width": 128, "depth": 2}, "full": {"tokens": 17}}
 
 
-def numbers(model, config, seed: int) -> dict[str, np.ndarray]:
-    """Random parameters, none of them zero."""
-    rng = np.random.default_rng(seed)
-    made = lambda shape: (rng.standard_normal(shape) / max(1, np.prod(shape[:-1])) ** 0.5).astype(np.float32)
-    return {name: made(spec.shape) for name, spec in shapes(model, config).items()}
-
-
-def picture(seed: int, height: int = 40, width: int = 56, *more: int) -> np.ndarray:
-    """A prompt of noise, of no size in particular."""
-    return np.random.default_rng(seed).integers(0, 255, (*more, height, width, 3), np.uint8)
-
-
 @pytest.fixture(scope="module")
 def adapters(least) -> dict[str, Adapter]:
     """One of each kind for the least model."""
-    tower, made = numbers(VisionTower, VISION, 9), {}
+    tower, made = random_params(VisionTower, VISION, 9), {}
     for seed, (kind, more) in enumerate(KINDS.items()):
         config = IPAdapterConfig(least.configs.unet, kind, image_dim=48 if kind == "base" else 64, **more)
-        made[kind] = Adapter(config, numbers(IPAdapter, config, seed), VISION, tower)
+        made[kind] = Adapter(config, random_params(IPAdapter, config, seed), VISION, tower)
     config = IPAdapterConfig(least.configs.unet, "face", 2, 24, 40)
-    return made | {"face": Adapter(config, numbers(IPAdapter, config, 5))}
+    return made | {"face": Adapter(config, random_params(IPAdapter, config, 5))}
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +137,7 @@ def test_each_picture_may_have_its_prompt(draw, adapters):
 
 def test_it_composes_with_controls_in_any_order(least, adapters):
     config = ControlNetConfig(least.configs.unet, widths=(4, 8, 8, 8))
-    nets = [Control(Net(config, numbers(ControlNet, config, s)), picture(s, 48, 64), scale=0.5) for s in (1, 2)]
+    nets = [Control(Net(config, random_params(ControlNet, config, s)), picture(s, 48, 64), scale=0.5) for s in (1, 2)]
     shown = [ImagePrompt(adapters[kind], picture(3), scale=0.7) for kind in ("base", "full")]
     run = lambda controls, prompts: ldm.generate(least, "a toy", controls=controls, image_prompts=prompts, **DRAW)
     whole = run(nets, shown)
