@@ -1,16 +1,20 @@
 """Public IP-Adapter files of every kind with random numbers, for tests. Names and shapes are spelled out here again."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from ldm.models.unet import UNetConfig
+from weights_convert import load_ip_adapter
 from weights_convert.adapters.torch_writer import write_torch
 
 Tensors = dict[str, np.ndarray]
 FACE = 24  # numbers of a small face recogniser's vector
 RANK = 3
+KINDS = {"base": 48, "plus": 64, "full": 64, "face": FACE}  # and what each sees of conftest's tower
 SIZES = {"tokens": 4, "width": 128, "depth": 4}
 
 
@@ -91,3 +95,20 @@ def write(path: Path, tensors: Tensors) -> Path:
     with open(path, "wb") as file:
         write_torch(nested(tensors), file)
     return path
+
+
+def refused(source: Path, *phrases: str, **options: Any) -> None:
+    """Asserts that the source is refused by one sentence with all phrases."""
+    with pytest.raises(ValueError) as caught:
+        load_ip_adapter(source, **options)
+    message = str(caught.value)
+    assert "\n" not in message and all(phrase in message for phrase in phrases), message
+
+
+def one_of_each(unet: UNetConfig, factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One file of each kind, alone in its folder; FaceID with a LoRA."""
+    made = {}
+    for seed, (kind, seen) in enumerate(KINDS.items()):
+        path = factory.mktemp(kind) / f"{kind}.safetensors"
+        made[kind] = write(path, public(kind, unet, seen, seed, lora=kind == "face"))
+    return made
