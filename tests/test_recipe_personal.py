@@ -27,6 +27,14 @@ def test_displacement_of_nothing_changes_nothing_and_of_pixels_melts():
     assert seven_kinds.spoilt(jax.random.key(0), pictures).shape == pictures.shape
 
 
+def test_what_is_unlike_a_handset_may_be_anything_else():
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((3, seven_kinds.NONE + 1)), jnp.float32)
+    share = jax.nn.softmax(logits)
+    wanted = [share[0, 2], share[1, seven_kinds.NONE], 1 - share[2, HANDSET]]
+    found = seven_kinds.surprise(logits, jnp.array([2, seven_kinds.NONE, seven_kinds.UNLIKE]))
+    np.testing.assert_allclose(np.exp(-found), wanted, rtol=1e-5)
+
+
 def test_tables_are_over_seeds():
     rows = [{"seed": s, "way": "lora", "rank": 4, "alpha": 4.0, "shape": 50.0 + 10 * s, "kept": 90.0} for s in range(3)]
     rows.insert(0, {"seed": 0, "way": "before", "shape": 0.0, "kept": 98.0})

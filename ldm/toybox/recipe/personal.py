@@ -2,7 +2,8 @@
 
     lora        the telephone handset, which no training scene has, from 12 renders: by rank, and by alpha / r. They are
                 mixed with what the model itself draws for prompts of other toys, so that it does not forget those
-    word        one new word, the model as it is: for a large shiny purple cube, and for the handset
+    word        one new word, the model as it is: for a large shiny purple cube, beginning as "cube", and for the
+                handset, beginning as "toy"
     dreambooth  that cube, as a "zyx cube", without and with pictures of the class
 
 Every run is of the command ``ldm train`` and of several seeds: of the renders, of the run, of the noise. Rows of JSON
@@ -55,7 +56,6 @@ SUBJECT = {
 }
 LAYERS = [r"attn.*\.kernel$", r"ff.*\.kernel$", r"res.*conv.*\.kernel$"]
 RANKS, ALPHAS = (1, 4, 16), (1.0, 16.0)  # at alpha = r; at rank 4
-VECTORS = 4
 
 
 Shots = tuple[np.ndarray, list[str]]  # pictures uint8 [N, 64, 64, 3], their captions
@@ -200,11 +200,11 @@ def word(out: Path, seed: int) -> Iterator[dict[str, Any]]:
     toys, _ = subjects(seed)
     known = folder(out / f"toys-{seed}", toys, [f"a {TOY}"] * SHOTS)
     unknown = folder(out / f"words-{seed}", scenes, spoken)
-    yield {"way": "word", "concept": "cube", "vectors": 0, "minutes": 0.0, "subject": purple(base, "a toy", seed)}
-    for concept, name, data, vectors in (("cube", TOY, known, 1), ("handset", WORD, unknown, VECTORS)):
-        said = {"word": name, "begin": "toy", "vectors": vectors, "diffusion": study.NOISE}
+    yield {"way": "word", "concept": "cube", "vectors": 0, "minutes": 0.0, "subject": purple(base, "a cube", seed)}
+    for concept, name, begin, data, vectors in (("cube", TOY, "cube", known, 1), ("handset", WORD, "toy", unknown, 4)):
+        said = {"word": name, "begin": begin, "vectors": vectors, "diffusion": study.NOISE}
         place, minutes = trained(
-            "textual_inversion", out / f"word-{concept}-{seed}", 200, data, 2e-3, seed=seed, loss=said
+            "textual_inversion", out / f"word-{concept}-{seed}", 300, data, 5e-4, seed=seed, loss=said
         )
         model = with_word(base, name, read(place / personal.EMBEDDING_FILE)[name])
         row = {"way": "word", "concept": concept, "vectors": vectors, "minutes": round(minutes, 2)}

@@ -4,7 +4,8 @@ The recogniser was never shown a handset, and whatever looks like none of its si
 is a small network of its own, trained on renders of single large toys and, as its eighth class, on toys that are
 spoilt: melted by a smooth displacement of several pixels, blended, half erased, torn, blurred. Real toys are shown
 softened and displaced by up to a pixel, as samples of a model are. Beside the renders it sees what the packaged model
-draws: for the six kinds that it knows, as those, and for "telephone handset", which it cannot draw, as no toy.
+draws: for the six kinds that it knows, as those; for "telephone handset", which it cannot draw, as no toy; and for
+words of random vectors, which may be anything but a handset.
 
 ``python -m ldm.toybox.recipe.seven_kinds`` prints how often the packaged one is right on renders, and spoilt ones, that
 it was not shown; with a FILE that is not there, it trains one into it, in a quarter of an hour on two CPU cores.
@@ -25,19 +26,22 @@ import optax
 from flax import nnx
 from jax import Array
 
+import ldm
 from ldm import bundle, weights_file
+from ldm.adapters.textual_inversion import TABLE, with_word
 from ldm.models.layers import Keys, Params, bind, conv, group_norm, init, linear
 from ldm.toybox.parsing import parse
 from ldm.toybox.recipe import degrade
 from ldm.toybox.recipe.score import prompts_of, sampled
 from ldm.toybox.sampling import random_scenes
-from ldm.toybox.scene import COLOURS, KINDS, SIZES
+from ldm.toybox.scene import COLOURS, HANDSET, KINDS, SIZES
 from ldm.toybox.world import render, to_uint8
 
 COUNT, SEED, TEST_SEED, AT_ONCE = 3500, 8001, 8002, 50
 STEPS, BATCH, RATE = 1500, 64, 2e-3
 DRAWN, NO_HANDSETS, AGAIN = 384, 192, 3  # pictures that the packaged model draws, and how often each is shown
-NONE = len(KINDS)
+MADE_UP, VECTORS, FAR = 60, 4, 1.0  # words, their vectors, how far those may be from a word's of the model
+NONE, UNLIKE = len(KINDS), len(KINDS) + 1  # no toy; whatever it is, it is no handset
 WIDTHS = (24, 48, 96)
 PACKAGED = Path(__file__).parents[1] / "data/seven_kinds.safetensors"  # float16
 
@@ -120,16 +124,41 @@ def drawings() -> tuple[np.ndarray, np.ndarray]:
     return pictures, np.array([*kinds, *[NONE] * NO_HANDSETS], np.int32)
 
 
+def made_up(words: int, seed: int) -> np.ndarray:
+    """[8 words, 64, 64, 3] that the packaged model draws for "a COLOUR <word>", in all colours, where a word's vectors
+    are random: its weights are as they were, and no word makes them draw a handset."""
+    model, rng = bundle.load("toybox"), np.random.default_rng(seed)
+    table = np.asarray(model.params["text"][TABLE])
+    asked, found = [f"a {colour} <word>" for colour in COLOURS], []
+    settings = {"sampler": "dpmpp_2m", "steps": 12, "spacing": "trailing", "progress": False}
+    for number in range(words):
+        away = rng.standard_normal((VECTORS, table.shape[1])) * rng.uniform(0, FAR) / table.shape[1] ** 0.5
+        vectors = (table[rng.integers(0, len(table), VECTORS)] + away).astype(np.float32)
+        taught = with_word(model, "<word>", vectors)
+        found.append(ldm.generate(taught, asked, **settings, seed=seed, index=8 * number))
+    return np.concatenate(found).astype(np.float32) / 255
+
+
 def examples(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(pictures, kinds): ``count`` renders, as many a little displaced, as many spoilt; and :func:`drawings`."""
+    """(pictures, kinds): ``count`` renders, as many a little displaced, as many spoilt; :func:`drawings`; and
+    :func:`made_up`."""
     pictures, kinds = renders(count, SEED)
     parts = [shown(jax.random.key(i), pictures[i : i + AT_ONCE]) for i in range(0, count, AT_ONCE)]
     near, bad = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in (0, 1))
     made, drawn = drawings()
-    none = np.full(count, NONE, np.int32)
-    return np.concatenate([pictures, near, bad, *[made] * AGAIN]), np.concatenate(
-        [kinds, kinds, none, *[drawn] * AGAIN]
+    none, words = np.full(count, NONE, np.int32), made_up(MADE_UP, SEED)
+    unlike = np.full(len(words), UNLIKE, np.int32)
+    return np.concatenate([pictures, near, bad, *[made, words] * AGAIN]), np.concatenate(
+        [kinds, kinds, none, *[drawn, unlike] * AGAIN]
     )
+
+
+def surprise(logits: Array, kinds: Array) -> Array:
+    """[B]: the negative log-probability of a kind, or, where that is ``UNLIKE``, of all that is no handset."""
+    every = jax.nn.logsumexp(logits, axis=-1)
+    others = jax.nn.logsumexp(logits.at[:, HANDSET].set(-jnp.inf), axis=-1)
+    own = jnp.take_along_axis(logits, jnp.minimum(kinds, NONE)[:, None], axis=-1)[:, 0]
+    return every - jnp.where(kinds == UNLIKE, others, own)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -140,7 +169,7 @@ def step(
     a, b = jax.random.split(key)
     x = jnp.where(jax.random.bernoulli(a, 0.5, (len(pictures), 1, 1, 1)), pictures[:, :, ::-1], pictures)
     x = degrade.mild(b, x)
-    loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(bind(Eye, WIDTHS, p)(x), kinds).mean()
+    loss = lambda p: surprise(bind(Eye, WIDTHS, p)(x), kinds).mean()
     value, gradient = jax.value_and_grad(loss)(params)
     change, state = optimiser(steps).update(gradient, state, params)
     return optax.apply_updates(params, change), state, value
@@ -200,8 +229,11 @@ def main() -> None:
         seen = kinds(params, np.asarray(displaced(jax.random.key(2), pictures, jnp.full(len(pictures), reach), 3.5)))
         print(
             f"melted by {reach:g} pixels: called no toy {100 * np.mean(seen == NONE):.1f} %, "
-            f"a handset {100 * np.mean(seen == KINDS.index('handset')):.1f} %"
+            f"a handset {100 * np.mean(seen == HANDSET):.1f} %"
         )
+    seen = kinds(params, made_up(10, TEST_SEED))
+    print(f"drawn for made-up words: called no toy {100 * np.mean(seen == NONE):.1f} %, ", end="")
+    print(f"a handset {100 * np.mean(seen == HANDSET):.1f} %")
 
 
 if __name__ == "__main__":
