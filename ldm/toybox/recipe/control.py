@@ -45,7 +45,7 @@ from ldm.training import controlnet, reports
 SEEDS, SIZE = (0, 1, 2), 64
 STEPS, EVERY, PAIRS = 1200, 100, 1000
 SCENES, AT_ONCE = 48, 24  # that nets are tried on; drawn together
-GUIDANCE = (1.0, 2.0, 4.0, 7.5)
+GUIDANCE = (1.0, 3.0, 5.0, 7.5)
 NETS: dict[str, dict[str, Any]] = {
     "edges": {},
     "gaussian": {"begin": "gaussian"},
