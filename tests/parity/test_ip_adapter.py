@@ -7,7 +7,6 @@ Files are made with random numbers under the public names, and read by both. Lim
 """
 
 import copy
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,6 @@ from ldm.conditioning import Conditioning
 from ldm.hooks import Hooks
 from ldm.models.layers import Params, bind
 from ldm.models.unet import UNet
-from ldm.models.vision import VisionConfig
 from weights_convert import export_ip_adapter, load_ip_adapter
 from weights_convert.adapters.ip_adapter import load_alone
 from weights_convert.tables import unet as unet_table
@@ -37,6 +35,7 @@ from . import layouts, oracle, ours
 from .oracle import agree, diffusers, gaussian, nchw, nhwc, torch, transformers
 from .test_control import SIZES, UP
 from .test_pipeline import GUIDANCE, NEGATIVES, NOISE, PROMPTS, STEPS, equal_pictures
+from .test_vision import converted as converted_tower
 
 TINY, FULL = 1e-5, 1e-4
 SIDE, STATES = 64, 65  # pixels and tokens of the small image tower
@@ -186,30 +185,8 @@ def pipe(home: Path) -> Any:
 def bundle(pipe: Any, encoder: Any, home: Path) -> Bundle:
     """Ours, from its folder, with the image tower."""
     found = weights_convert.load(layouts.save_folder(pipe, home / "model"))
-    vision, tower = tower_of(encoder)
+    vision, tower = converted_tower(encoder)
     return replace(found, configs=replace(found.configs, image=vision), params={**found.params, "image": tower})
-
-
-def tower_of(model: Any) -> tuple[VisionConfig, Params]:
-    """Our configuration and parameters of an image tower."""
-    names = {"pre_layrnorm": "first_norm", "post_layernorm": "final_norm", "visual_projection": "projection"}
-    names |= {"layer_norm": "norm", "self_attn.": "attn.", "mlp.": "", "_proj.": ".", "encoder.": "", "embeddings.": ""}
-    params = {}
-    for name, array in oracle.arrays(model).items():
-        name = name.removeprefix("vision_model.")
-        for theirs, own in names.items():
-            name = name.replace(theirs, own)
-        if re.search(r"norm\d?\.weight$", name):
-            name = name.replace(".weight", ".scale")
-        elif name == "position_embedding.weight":
-            name = "position_embedding"
-        elif array.ndim > 1:
-            name = name.replace(".weight", ".kernel")
-            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-        params[name] = np.ascontiguousarray(array)
-    c = VISION
-    sizes = c["hidden_size"], c["intermediate_size"], c["num_hidden_layers"], c["num_attention_heads"]
-    return VisionConfig(SIDE, c["patch_size"], *sizes, "gelu", c["projection_dim"]), params
 
 
 def file(folder: Path, kind: str, bundle: Bundle, seed: int = 0, ending: str = "safetensors") -> Path:

@@ -43,7 +43,7 @@ from ldm.toybox.world import render, to_uint8, truths
 from ldm.training import controlnet, reports
 
 SEEDS, SIZE = (0, 1, 2), 64
-STEPS, EVERY, PAIRS = 1200, 100, 1000
+STEPS, EVERY, PAIRS = 800, 40, 1000
 SCENES, AT_ONCE = 48, 24  # that nets are tried on; drawn together
 GUIDANCE = (1.0, 3.0, 5.0, 7.5)
 NETS: dict[str, dict[str, Any]] = {
