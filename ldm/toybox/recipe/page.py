@@ -49,9 +49,10 @@ def over_seeds(rows: Sequence[Row], *keys: str) -> Groups:
 
 
 def said(values: np.ndarray) -> str:
-    """Mean, and from least to most."""
+    """Mean, and from least to most where they differ."""
     digits = 2 if 0 < np.abs(values).max() < 2 else 1
-    return f"{values.mean():.{digits}f} ({values.min():.{digits}f}–{values.max():.{digits}f})"
+    mean, least, most = (f"{value:.{digits}f}" for value in (values.mean(), values.min(), values.max()))
+    return mean if least == most else f"{mean} ({least}–{most})"
 
 
 def table(rows: Sequence[Row], *keys: str) -> str:

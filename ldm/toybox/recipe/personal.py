@@ -55,7 +55,7 @@ SUBJECT = {
     "material": MATERIALS.index("shiny"),
 }
 LAYERS = [r"attn.*\.kernel$", r"ff.*\.kernel$", r"res.*conv.*\.kernel$"]
-RANKS, ALPHAS = (1, 4, 16), (1.0, 16.0)  # at alpha = r; at rank 4
+LORAS = [(1, 1.0), (4, 4.0), (16, 16.0), (4, 1.0), (4, 16.0)]  # rank, alpha
 
 
 Shots = tuple[np.ndarray, list[str]]  # pictures uint8 [N, 64, 64, 3], their captions
@@ -182,7 +182,7 @@ def lora(out: Path, seed: int) -> Iterator[dict[str, Any]]:
     data = folder(out / f"handsets-{seed}", *handsets(seed), lambda: remembered(base, seed))
     name = "telephone handset"
     yield {"way": "before", **shapes_right(base, seed, name), "kept": kept(base, seed)}
-    for rank, alpha in [*((r, float(r)) for r in RANKS), *((4, a) for a in ALPHAS)]:
+    for rank, alpha in LORAS:
         place, minutes = trained(
             "lora", out / f"lora-{rank}-{alpha:g}-{seed}", 1000, data, 7e-4, seed=seed,
             loss={"rank": rank, "alpha": alpha, "diffusion": study.NOISE}, layers=LAYERS,

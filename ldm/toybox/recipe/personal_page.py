@@ -16,7 +16,7 @@ from ldm.adapters.textual_inversion import with_word
 from ldm.bundle import Bundle
 from ldm.toybox.recipe import page
 from ldm.toybox.recipe.page import over_seeds, table
-from ldm.toybox.recipe.personal import RANKS, RARE, SHOTS, TOY, WORD, drawn, lora_of
+from ldm.toybox.recipe.personal import LORAS, RARE, SHOTS, TOY, WORD, drawn, lora_of
 from ldm.toybox.recipe.study import Row
 from ldm.toybox.scene import COLOURS
 from ldm.training import personal
@@ -62,7 +62,7 @@ def pictures(out: Path) -> Image.Image:
     lines = [
         ("a handset:\ntraining pictures", shots(out / "handsets-0")),
         ('before: "a COLOUR\ntelephone handset"', draws(base, ask("telephone handset"))),
-        *((f"LoRA, rank {r}", draws(lora(r, float(r)), ask("telephone handset"))) for r in RANKS),
+        *((f"LoRA, rank {r},\nalpha {a:g}", draws(lora(r, a), ask("telephone handset"))) for r, a in LORAS),
         (f'a word:\n"a COLOUR {WORD}"', draws(taught("word-handset-0", WORD), ask(WORD))),
         ("one purple cube:\ntraining pictures", shots(out / "toys-0")),
         (f'a word:\n"a {TOY}"', draws(taught("word-cube-0", TOY), [f"a {TOY}"] * SHOWN)),
