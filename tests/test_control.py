@@ -92,6 +92,7 @@ def test_prompts_only_is_what_guidance_amplifies(draw, nets):
     assert np.allclose(draw(one, **skip), draw(one, guidance=1.0), atol=1e-4)
 
 
+@pytest.mark.long
 def test_each_picture_has_its_hint(draw, nets):
     """Alone or in a batch."""
     hints = picture(7, *SIZE[::-1], 2)
@@ -157,6 +158,7 @@ def test_a_net_of_another_dtype_steers_too(draw, least, nets, model, net, shortc
     assert relative(found, wanted) < 0.05 < relative(plain, wanted)
 
 
+@pytest.mark.long
 def test_under_cached_features(draw, nets):
     """A step that is whole is what it was; in the others too a control counts, and one of scale 0 does not."""
     control, cached = Control(nets[0], picture(0)), {"shortcuts": ldm.Shortcuts(every=2, blocks=1)}

@@ -165,7 +165,8 @@ def test_pytest_tells_todo_from_wrong_from_done(tmp_path):
         (tmp_path / part).mkdir(parents=True)
     name = EXERCISES[0].id[:2]
     checks = next((ROOT / "tests").glob(f"test_{name}_*.py"))
-    for path in (ROOT / "tests/conftest.py", ROOT / "tests/exercises.py", checks):
+    beside = [ROOT / f"tests/{own}.py" for own in ("conftest", "exercises", "random_parts")]
+    for path in (*beside, checks):
         (tmp_path / "tests" / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     mine = [each for each in EXERCISES if each.lesson == name]
     stub = tmp_path / "lessons/exercises" / file_of(mine[0], ROOT).name

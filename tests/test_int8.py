@@ -51,6 +51,7 @@ def test_bytes():
     assert int8.size(int8.quantised(params)) == 64 * 32 + 4 * 32 + 4 * 32
 
 
+@pytest.mark.long
 def test_a_model_draws_with_them(least):
     small = replace(least, params={**least.params, "unet": int8.quantised(least.params["unet"])})
     draw = lambda model: ldm.generate(model, "a cube", steps=2, output="latents", progress=False)

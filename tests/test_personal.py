@@ -75,6 +75,7 @@ def test_a_lora_is_learned_and_the_base_stays(place, base, data, least):
     assert (place / "lora/samples").is_dir() and not (place / "lora/model").exists()
 
 
+@pytest.mark.long
 def test_layers_choose_what_a_lora_changes(place, base, data, least):
     layers = ["ff\\.proj_in", "conv1"]
     assert run("lora", place / "some", base=str(base), data=data, layers=layers) == 0
@@ -112,6 +113,7 @@ def test_dreambooth_trains_with_pictures_of_the_class(place, base, data, least):
     assert len(drawn) == 1 and np.load(drawn[0]).shape == (3, 64, 64, 3)
 
 
+@pytest.mark.long
 def test_without_the_class_there_is_nothing_to_draw(place, base, data, least):
     assert run("dreambooth", place / "plain", base=str(base), data=data, loss={"prior": 0.0}, layers=["time"]) == 0
     made = ldm.load(place / "plain/model")
