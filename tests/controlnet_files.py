@@ -1,14 +1,13 @@
 """Small public ControlNet files with random numbers, for tests."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from lora_files import numbers
+from random_parts import random_params
 from safetensors.numpy import load_file, save_file
 
 from ldm.adapters.controlnet import ControlNet, ControlNetConfig, Net
 from ldm.bundle import Bundle, Configs
-from ldm.models.layers import shapes
 from ldm.models.unet import UNet, UNetConfig
 from weights_convert import export_control, load_control
 
@@ -22,19 +21,14 @@ CONV, QUERY = "input_blocks.1.0.in_layers.2", "middle_block.1.transformer_blocks
 OURS = {CONV: "encoder.down.0.res.0.conv1.kernel", QUERY: "encoder.middle.attn.blocks.0.self_attn.q.kernel"}
 
 
-def random(model, config, seed):
-    """Parameters, none of them zero."""
-    return {k: jnp.asarray(numbers(seed + i, *s.shape)) for i, (k, s) in enumerate(shapes(model, config).items())}
-
-
 def net_of(unet: UNetConfig, widths=(4, 8, 12, 16), channels=3) -> Net:
     """A small ControlNet."""
     config = ControlNetConfig(unet, channels, widths)
-    return Net(config, random(ControlNet, config, 0))
+    return Net(config, random_params(ControlNet, config, 0))
 
 
 NETS = {kind: net_of(unet) for kind, unet in KINDS.items()}
-BASES = {kind: Bundle(Configs(unet), {"unet": random(UNet, unet, 1000)}) for kind, unet in KINDS.items()}
+BASES = {kind: Bundle(Configs(unet), {"unet": random_params(UNet, unet, 1000)}) for kind, unet in KINDS.items()}
 
 
 def same(a: Net, b: Net) -> bool:

@@ -10,13 +10,13 @@ from controlnet_files import (
     NETS,
     control_lora,
     original,
-    random,
     refused,
     same,
     with_change,
     write,
 )
 from lora_files import numbers
+from random_parts import random_params
 
 import weights_convert
 from ldm.bundle import Bundle, Configs
@@ -37,7 +37,7 @@ def test_another_family_s(tmp_path):
     bundle = Bundle(Configs(wide), {"unet": {}})
     refused("(channels (32, 64)), and the model is Stable Diffusion 1.x (channels (64, 64))", tmp_path / "1.x", bundle)
     inpainting = UNetConfig(9, channels=(32, 64), blocks=1, depth=(1, 0), context_dim=768)
-    bundle = Bundle(Configs(inpainting), {"unet": random(UNet, inpainting, 0)})
+    bundle = Bundle(Configs(inpainting), {"unet": random_params(UNet, inpainting, 0)})
     assert same(load_control(tmp_path / "1.x", bundle), NETS["1.x"]), "it sees the latent alone"
     changes = original("1.x", tmp_path) | {"difference": np.ones(1, np.float32)}
     path = write(tmp_path / "changes.safetensors", changes, "")

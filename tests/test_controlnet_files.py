@@ -19,13 +19,13 @@ from controlnet_files import (
     control_lora,
     net_of,
     original,
-    random,
     refused,
     same,
     with_change,
     write,
 )
 from lora_files import numbers
+from random_parts import random_params
 from safetensors.numpy import load_file
 
 from ldm.adapters.controlnet import Net
@@ -106,7 +106,7 @@ def test_folder_names_in_one_file_need_no_configuration(tmp_path):
 
 def test_heads_are_the_configuration_s_or_the_model_s(tmp_path):
     """Single files do not say them; without a model those of the family are taken."""
-    net, bundle = net_of(HEADS, (4, 8), 1), Bundle(Configs(HEADS), {"unet": random(UNet, HEADS, 1000)})
+    net, bundle = net_of(HEADS, (4, 8), 1), Bundle(Configs(HEADS), {"unet": random_params(UNet, HEADS, 1000)})
     export_control(net, tmp_path / "folder", "diffusers")
     export_control(net, tmp_path / "file", "original")
     assert same(load_control(tmp_path / "folder"), net)

@@ -18,22 +18,20 @@ from ldm.conditioning import Conditioning
 from ldm.hooks import Hooks
 from ldm.models.layers import bind, shapes
 from ldm.models.unet import UNet, UNetConfig
-from ldm.models.vision import VisionConfig, VisionTower
 
 pytestmark = pytest.mark.optimised  # bits are compared
 SIZE = (64, 48)
 DRAW = {"steps": 3, "output": "latents", "progress": False}
-VISION = VisionConfig(image=32, patch=8, width=64, mlp_width=96, layers=3, heads=2, projection=48)
 KINDS = {"base": {"tokens": 2}, "plus": {"tokens": 3, "width": 128, "depth": 2}, "full": {"tokens": 17}}
 
 
 @pytest.fixture(scope="module")
-def adapters(least) -> dict[str, Adapter]:
+def adapters(least, least_with_image) -> dict[str, Adapter]:
     """One of each kind for the least model."""
-    tower, made = random_params(VisionTower, VISION, 9), {}
+    vision, tower, made = least_with_image.configs.image, least_with_image.params["image"], {}
     for seed, (kind, more) in enumerate(KINDS.items()):
         config = IPAdapterConfig(least.configs.unet, kind, image_dim=48 if kind == "base" else 64, **more)
-        made[kind] = Adapter(config, random_params(IPAdapter, config, seed), VISION, tower)
+        made[kind] = Adapter(config, random_params(IPAdapter, config, seed), vision, tower)
     config = IPAdapterConfig(least.configs.unet, "face", 2, 24, 40)
     return made | {"face": Adapter(config, random_params(IPAdapter, config, 5))}
 
@@ -173,7 +171,7 @@ def test_what_cannot_be_is_one_sentence(draw, adapters, least):
         (ImagePrompt(base, picture(0, 8, 8, 3)), "3 image prompts for 1 pictures"),
         (ImagePrompt(replace(base, config=wide), picture(0)), "makes tokens 7 wide"),
         (ImagePrompt(replace(base, config=other), picture(0)), "attentions are not the model's"),
-        (ImagePrompt(replace(base, vision=replace(VISION, projection=16)), picture(0)), "expects 48 numbers"),
+        (ImagePrompt(replace(base, vision=replace(base.vision, projection=16)), picture(0)), "expects 48 numbers"),
         (ImagePrompt(adapters["face"], picture(0)), "sees vectors of 24 finite numbers"),
         (ImagePrompt(adapters["face"], [picture(0), picture(1, 30)]), "sees vectors of 24 finite numbers"),
         (ImagePrompt(replace(adapters["plus"], vision=None), picture(0)), "has none: load it with its tower"),

@@ -1,9 +1,8 @@
 """Everything that can be put beside a model, at once: a LoRA, two ControlNets, two image prompts, a new word."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from lora_files import relative
+from lora_files import numbers, relative
 from random_parts import noise_picture, random_params
 
 import ldm
@@ -12,27 +11,25 @@ from ldm.adapters import lora as loras
 from ldm.adapters.controlnet import ControlNet, ControlNetConfig, Net
 from ldm.adapters.image_prompt import Adapter
 from ldm.adapters.ip_adapter import IPAdapter, IPAdapterConfig
-from ldm.models.vision import VisionConfig, VisionTower
 
 pytestmark = pytest.mark.optimised  # orders are compared
-VISION = VisionConfig(image=32, patch=8, width=64, mlp_width=96, layers=3, heads=2, projection=48)
-WORD = np.random.default_rng(0).standard_normal((2, 64)).astype(np.float32)
-ALL = ("lora", "edges", "depth", "base", "plus", "word")
+WORD = numbers(0, 2, 64)
+ALL = ("lora", "edges", "depth", "base", "full", "word")
 
 
 @pytest.fixture(scope="module")
-def draw(least):
+def draw(least, least_with_image):
     """(what is there, {its scale}) -> latents. A word has no scale: it is in the prompt, or it is not."""
     unet = least.configs.unet
     kernel = "encoder.down.0.attn.0.blocks.0.cross_attn.q.kernel"
-    forms = random_low_rank(least.params["unet"][kernel].shape)
-    change = {"unet": loras.changes_of({kernel: forms}, 1.0)}
+    wide, out = least.params["unet"][kernel].shape
+    change = {"unet": loras.changes_of({kernel: loras.LowRank(numbers(3, wide, 2), numbers(4, 2, out))}, 1.0)}
     own = ControlNetConfig(unet, widths=(4, 8, 8, 8))
     nets = {name: Net(own, random_params(ControlNet, own, seed)) for seed, name in enumerate(("edges", "depth"))}
-    tower, adapters = random_params(VisionTower, VISION, 9), {}
-    for kind, more in {"base": {"image_dim": 48}, "plus": {"image_dim": 64, "width": 128, "depth": 1}}.items():
-        config = IPAdapterConfig(unet, kind, tokens=2, **more)
-        adapters[kind] = Adapter(config, random_params(IPAdapter, config, 3), VISION, tower)
+    vision, tower, adapters = least_with_image.configs.image, least_with_image.params["image"], {}
+    for kind, more in {"base": {"image_dim": 48, "tokens": 2}, "full": {"image_dim": 64, "tokens": 17}}.items():
+        config = IPAdapterConfig(unet, kind, **more)
+        adapters[kind] = Adapter(config, random_params(IPAdapter, config, 3), vision, tower)
 
     def run(names=ALL, **said: float) -> np.ndarray:
         scale, model = dict.fromkeys(ALL, 0.5) | said, least
@@ -46,12 +43,6 @@ def draw(least):
         return ldm.generate(model, prompt, controls=controls, image_prompts=shown, **more)
 
     return run
-
-
-def random_low_rank(shape: tuple[int, int]) -> loras.LowRank:
-    """Two matrices of rank 2."""
-    rng = np.random.default_rng(5)
-    return loras.LowRank(*(jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((shape[0], 2), (2, shape[1]))))
 
 
 def test_the_whole_stack_is_one_program_for_all_scales(draw):

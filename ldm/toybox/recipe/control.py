@@ -23,7 +23,7 @@ Source: "Adding Conditional Control to Text-to-Image Diffusion Models" (arXiv:23
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,7 +142,7 @@ def drawn(
     model: Bundle, prompts: Sequence[str], steered: Steered, seed: int, guidance: float | None = None
 ) -> np.ndarray:
     """uint8 [N, 64, 64, 3]: a picture of each prompt, under the hints."""
-    settings = {"sampler": "dpmpp_2m", "steps": 12, "spacing": "trailing", "seed": seed, "progress": False}
+    settings = study.SAMPLING | {"seed": seed}
     parts = []
     for i in range(0, len(prompts), AT_ONCE):
         some = slice(i, i + AT_ONCE)
@@ -209,7 +209,7 @@ def rules(out: Path, seed: int) -> Iterator[dict[str, Any]]:
                 yield {"way": "rules", "rule": name, "guidance": guidance, "captions": captions, **found}
 
 
-NAMES: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {"nets": nets, "pairs": pairs, "rules": rules}
+NAMES: study.Measures = {"nets": nets, "pairs": pairs, "rules": rules}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ Source: "IP-Adapter" (arXiv:2308.06721), section 4.3 and 4.4.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +97,7 @@ def drawn(
     model: Bundle, told: Asked, seed: int, adapter: Adapter, scale: float | None, net: Net | None = None
 ) -> np.ndarray:
     """uint8 [N, 64, 64, 3]; scale None: the tokens stand beside those of the text."""
-    settings = {"sampler": "dpmpp_2m", "steps": 12, "spacing": "trailing", "seed": seed, "progress": False}
+    settings = study.SAMPLING | {"seed": seed}
     parts = []
     for i in range(0, ASKED, AT_ONCE):
         some = slice(i, i + AT_ONCE)
@@ -153,7 +153,7 @@ def structure(out: Path, seed: int) -> Iterator[dict[str, Any]]:
         yield row | {"adherence": round(agreement, 1), **figures(told, made)}
 
 
-NAMES: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {"scales": scales, "structure": structure}
+NAMES: study.Measures = {"scales": scales, "structure": structure}
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def lora_of(path: Path, alpha: float) -> dict[str, dict[str, Change]]:
 
 def drawn(model: Bundle, prompts: list[str], seed: int) -> np.ndarray:
     """[P, 64, 64, 3] float32 in [0, 1]: one picture of each prompt."""
-    settings = {"sampler": "dpmpp_2m", "steps": 12, "spacing": "trailing", "seed": 20_000 + seed, "progress": False}
+    settings = study.SAMPLING | {"seed": 20_000 + seed}
     parts = [ldm.generate(model, prompts[i : i + 32], **settings, index=i) for i in range(0, len(prompts), 32)]
     return np.concatenate(parts).astype(np.float32) / 255
 
@@ -225,7 +225,7 @@ def dreambooth(out: Path, seed: int) -> Iterator[dict[str, Any]]:
         yield row | {"subject": purple(model, rare, seed), "class before": before, "class": purple(model, plain, seed)}
 
 
-NAMES: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {
+NAMES: study.Measures = {
     "lora": lora,
     "word": word,
     "dreambooth": dreambooth,

@@ -31,7 +31,7 @@ from ldm import bundle, weights_file
 from ldm.adapters.textual_inversion import TABLE, with_word
 from ldm.models.layers import Keys, Params, bind, conv, group_norm, init, linear
 from ldm.toybox.parsing import parse
-from ldm.toybox.recipe import degrade
+from ldm.toybox.recipe import degrade, study
 from ldm.toybox.recipe.score import prompts_of, sampled
 from ldm.toybox.sampling import random_scenes
 from ldm.toybox.scene import COLOURS, HANDSET, KINDS, SIZES
@@ -130,12 +130,11 @@ def made_up(words: int, seed: int) -> np.ndarray:
     model, rng = bundle.load("toybox"), np.random.default_rng(seed)
     table = np.asarray(model.params["text"][TABLE])
     asked, found = [f"a {colour} <word>" for colour in COLOURS], []
-    settings = {"sampler": "dpmpp_2m", "steps": 12, "spacing": "trailing", "progress": False}
     for number in range(words):
         away = rng.standard_normal((VECTORS, table.shape[1])) * rng.uniform(0, FAR) / table.shape[1] ** 0.5
         vectors = (table[rng.integers(0, len(table), VECTORS)] + away).astype(np.float32)
         taught = with_word(model, "<word>", vectors)
-        found.append(ldm.generate(taught, asked, **settings, seed=seed, index=8 * number))
+        found.append(ldm.generate(taught, asked, **study.SAMPLING, seed=seed, index=8 * number))
     return np.concatenate(found).astype(np.float32) / 255
 
 

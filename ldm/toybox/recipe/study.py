@@ -13,6 +13,7 @@ from ldm.training import config, loop
 ROWS, MINUTES = "measured.jsonl", "minutes.json"
 COMMON = {"batch": 8, "ema": 0.0, "log_every": 50, "sample_every": 0, "base": "toybox"}
 NOISE = {"timesteps": "logit_normal", "shift": 2.0}
+SAMPLING = {"sampler": "dpmpp_2m", "steps": 12, "spacing": "trailing", "progress": False}  # of what is judged
 
 Row = dict[str, Any]
 Measures = Mapping[str, Callable[[Path, int], Iterable[Row]]]  # (folder of the runs, seed) to rows
