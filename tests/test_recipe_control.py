@@ -33,7 +33,7 @@ def test_scenes_are_fresh_and_the_true_pictures_follow_their_own_edges():
 
 def test_nets_and_ways_are_what_their_options_allow():
     for said in control.NETS.values():
-        assert set(said) <= {"begin", "drop", "count", "hint", "rate"}
+        assert set(said) <= {"begin", "drop", "count", "hint", "rate", "every"}
         read(ControlOptions, {key: said[key] for key in ("begin", "drop") if key in said}, "loss")
     assert {how["rule"] for how in control.WAYS.values() if "rule" in how} == set(RULES) - {"uniform"}
     assert read(TrainConfig, control.study.COMMON) and read(DiffusionOptions, control.study.NOISE)

@@ -40,7 +40,7 @@ from ldm.toybox.world import render, to_uint8, truths
 from ldm.training import ip_adapter
 
 SEEDS, SIZE = (0, 1, 2), 64
-STEPS, PAIRS = 1500, 4000
+STEPS, PAIRS = 1000, 4000
 ASKED, AT_ONCE = 48, 24  # pictures that adapters are tried on; drawn together
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 WAYS = ("decoupled", "joined")
