@@ -47,15 +47,16 @@ def test_tables_are_over_seeds():
 
 
 def test_rows_of_another_day_replace_their_like(tmp_path):
-    out, folder = tmp_path / "out", tmp_path / "docs"
+    out, folder, told_by = tmp_path / "out", tmp_path / "docs", {"lora": ("rank",)}
     out.mkdir()
+    study.kept(out, {"seed": 0, "way": "rules", "rule": "of another study"})
     study.kept(out, {"seed": 0, "way": "lora", "rank": 4, "shape": 10.0})
     study.kept(out, {"seed": 1, "way": "lora", "rank": 4, "shape": 20.0})
-    assert len(page.results(out, folder, "rank")) == 2
+    assert len(page.results(out, folder, told_by)) == 2
     (out / study.ROWS).unlink()
     study.kept(out, {"seed": 1, "way": "lora", "rank": 4, "shape": 30.0})
     study.kept(out, {"seed": 1, "way": "lora", "rank": 1, "shape": 40.0})
-    assert [row["shape"] for row in page.results(out, folder, "rank")] == [10.0, 30.0, 40.0]
+    assert [row["shape"] for row in page.results(out, folder, told_by)] == [10.0, 30.0, 40.0]
 
 
 def test_a_run_that_is_there_is_not_done_again(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from ldm.toybox.recipe.page import over_seeds, table
 from ldm.toybox.recipe.study import Row
 
 PAGE = Path(__file__).parents[3] / "docs/control/README.md"
-SETTINGS = ("net", "nets", "scale", "rule", "guidance", "captions")  # which a row is told by
+SETTINGS = {"nets": ("net",), "pairs": ("nets", "scale"), "rules": ("rule", "guidance", "captions")}
 SHOWN = 8  # pictures of a row
 LEAPS = ("edges", "slow")
 COLOURS = ("#2b6cb0", "#c53030", "#2f855a", "#d69e2e", "#6b46c1", "#4a5568", "#0987a0")

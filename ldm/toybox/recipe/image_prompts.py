@@ -146,7 +146,7 @@ def structure(out: Path, seed: int) -> Iterator[dict[str, Any]]:
     model, told = bundle.load("toybox"), asked(seed)
     adapter, _ = trained(out, "decoupled", seed)
     net = read_net(out / f"{FOLLOWS}-{seed}" / "control.safetensors")
-    for scale, own in ((0.0, None), (0.75, None), (0.0, net), (0.75, net)):
+    for scale, own in ((0.0, None), (1.0, None), (0.0, net), (1.0, net)):
         made = drawn(model, told, seed, adapter, scale, own)
         row = {"way": "structure", "hint": "with" if own else "without", "scale": scale}
         agreement = 100 * float(edge_agreement(made, told.structure).mean())

@@ -12,12 +12,12 @@ from PIL import Image
 from ldm import bundle
 from ldm.adapters.control_file import read_net
 from ldm.toybox.recipe import page
-from ldm.toybox.recipe.image_prompts import ASKABLE, FOLLOWS, SCALES, asked, drawn, trained
+from ldm.toybox.recipe.image_prompts import FOLLOWS, SCALES, asked, drawn, trained
 from ldm.toybox.recipe.page import over_seeds, table
 from ldm.toybox.recipe.study import Row
 
 PAGE = Path(__file__).parents[3] / "docs/image_prompts/README.md"
-SETTINGS = ("adapter", "scale", "hint")  # which a row is told by
+SETTINGS = {"scales": ("adapter", "scale"), "structure": ("hint", "scale")}
 SHOWN = 8  # pictures of a row
 COLOURS = {"kind": "#2b6cb0", "colour": "#c53030", "material": "#d69e2e", "both": "#2f855a", "adherence": "#6b46c1"}
 
@@ -54,11 +54,10 @@ def pictures(out: Path) -> Image.Image:
     joined, _ = trained(out, "joined", 0)
     net = read_net(out / f"{FOLLOWS}-0" / "control.safetensors")
     make = lambda *how: drawn(model, told, 0, *how)[:SHOWN]
-    kinds = ", ".join(ASKABLE[kind] for kind in told.kinds[:5])
     lines = [("image prompts", told.shown[:SHOWN])]
-    lines += [(f"scale {scale:g}" + (f":\n{kinds} …" if not scale else ""), make(adapter, scale)) for scale in SCALES]
+    lines += [(f"scale {scale:g}" + ("" if scale else ":\nthe text alone"), make(adapter, scale)) for scale in SCALES]
     lines += [("joined to the text", make(joined, None)), ("edges to follow", told.hints[:SHOWN])]
-    lines += [("edges, scale 0", make(adapter, 0.0, net)), ("edges, scale 0.75", make(adapter, 0.75, net))]
+    lines += [("edges, scale 0", make(adapter, 0.0, net)), ("edges, scale 1", make(adapter, 1.0, net))]
     return page.sheet(lines)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ LABEL, LARGE = 190, 96  # pixels of a row's label; of a picture
 Groups = list[tuple[Row, dict[str, np.ndarray]]]  # settings, and each figure's value for each seed
 
 
-def results(out: Path, folder: Path, *settings: str) -> list[Row]:
-    """All rows: those that the page's folder has, and those of ``out``, which replace rows of the same way, seed and
-    ``settings``. They are written back to the folder, so that a page can be of several days."""
+def results(out: Path, folder: Path, settings: Mapping[str, Sequence[str]]) -> list[Row]:
+    """All rows of the ways of ``settings``: those that the page's folder has, and those of ``out``, which replace rows
+    of the same way, seed and settings. They are written back to the folder, so that a page can be of several days."""
     found = {}
     for file in (folder / ROWS, out / ROWS):
         for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
             row = json.loads(line)
-            found[tuple(row.get(name) for name in ("way", "seed", *settings))] = row
+            if row["way"] in settings:
+                found[row["way"], row["seed"], *(row[name] for name in settings[row["way"]])] = row
     text = "".join(json.dumps(row) + "\n" for row in found.values())
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / ROWS, lambda file: file.write(text.encode()))
@@ -112,15 +113,25 @@ def put(page: Path, module: str, text: str) -> None:
 
 
 def make(
-    what: str, module: str, page: Path, settings: Sequence[str], plot: Callable, tables: Callable, pictures: Callable
+    what: str,
+    module: str,
+    page: Path,
+    settings: Mapping[str, Sequence[str]],
+    plot: Callable,
+    tables: Callable,
+    pictures: Callable,
 ) -> None:
-    """The command of a page: OUT [--pictures] puts rows, measured.png, pictures.png and tables beside and into it."""
+    """The command of a page: OUT [--pictures] puts rows, measured.png, pictures.png and tables beside and into it.
+
+    Args:
+        settings: what a row of each way is told by
+    """
     parser = argparse.ArgumentParser(description=what.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the runs")
     parser.add_argument("--pictures", action="store_true", help="draw the sheet too; needs the runs of seed 0 in OUT")
     args = parser.parse_args()
     mpl.use("Agg")
-    rows, folder = results(args.out, page.parent, *settings), page.parent
+    rows, folder = results(args.out, page.parent, settings), page.parent
     figure = plot(rows)
     write_whole(folder / "measured.png", lambda file: figure.savefig(file, format="png", dpi=110))
     if args.pictures:

@@ -24,7 +24,7 @@ from ldm.training.parts import MODEL
 from ldm.weights_file import read
 
 PAGE = Path(__file__).parents[3] / "docs/personal/README.md"
-SETTINGS = ("rank", "alpha", "vectors", "concept", "prior")  # which a row is told by
+SETTINGS = {"before": (), "lora": ("rank", "alpha"), "word": ("concept", "vectors"), "dreambooth": ("prior",)}
 SHOWN = 8  # pictures of a row
 MEASURES = {"shape": "#2b6cb0", "new shape": "#63b3ed", "none": "#a0aec0", "kept": "#c05621"}
 BOOTH = {"subject": "#2b6cb0", "class": "#c53030", "class before": "#a0aec0", "kept": "#c05621"}
