@@ -14,7 +14,7 @@ and what is asked of them, of fresh scenes with their own captions:
 
     nets      every net: how well edges agree with those of the true picture (F1, ``ldm.evaluation.adherence``), and the
               share of pictures whose toys are as the caption says; with the caption, and with none
-    pairs     "edges", "depth", both at once, in either order
+    pairs     "edges", "depth", both at once, in either order; edges that show one toy, and depth that shows the other
     rules     over guidance scales: the hint in both halves of the guided batch, or in the prompts' half alone, weighed
               by the three rules of ``ldm.Control``; with captions, and with none
 
@@ -39,7 +39,7 @@ from ldm.toybox import hints, recogniser
 from ldm.toybox.dataset import Dataset, example
 from ldm.toybox.parsing import parse
 from ldm.toybox.recipe import study
-from ldm.toybox.scene import stack
+from ldm.toybox.scene import Scene, count, stack
 from ldm.toybox.world import render, to_uint8, truths
 from ldm.training import controlnet, reports
 
@@ -59,11 +59,22 @@ NETS: dict[str, dict[str, Any]] = {
 WAYS: dict[str, dict[str, Any]] = {
     "both halves": {},
     "prompts only": {"prompts_only": True},
+    "prompts only, 0.4": {"prompts_only": True, "scale": 0.4},
     "resolution": {"prompts_only": True, "rule": "resolution"},
     "resolution / 8": {"prompts_only": True, "rule": "resolution", "scale": 1 / 8},
     "guess": {"prompts_only": True, "rule": "guess"},
     "log": {"prompts_only": True, "rule": "log"},
 }
+TOGETHER = (  # hints, each for the net of its first word; the scale of each
+    (("edges",), 1.0),
+    (("depth",), 1.0),
+    (("edges", "depth"), 1.0),
+    (("depth", "edges"), 1.0),
+    (("edges", "depth"), 0.5),
+    (("edges of one",), 1.0),
+    (("depth of the other",), 1.0),
+    (("edges of one", "depth of the other"), 1.0),
+)
 
 
 class Scenes(NamedTuple):
@@ -78,10 +89,23 @@ class Scenes(NamedTuple):
 def scenes(seed: int) -> Scenes:
     """Fresh ones, of one or two toys."""
     found = [example(i, Dataset(seed=40 + seed, split="test", toys=1 + i % 2)) for i in range(SCENES)]
-    batch = stack([one.scene for one in found])
-    true = truths(batch, SIZE)
-    own = {name: to_uint8(hints.hint(name, true)) for name in ("edges", "depth")}
-    return Scenes([one.caption for one in found], to_uint8(render(batch, SIZE)), own)
+    batch = stack([each.scene for each in found])
+    last = count(batch) - 1
+    one, other = only(batch, np.zeros_like(last)), only(batch, last)  # the same, where there is but one
+    shown = {"edges": batch, "depth": batch, "edges of one": one, "depth of the other": other}
+    own = {name: to_uint8(hints.hint(name.split()[0], truths(own, SIZE))) for name, own in shown.items()}
+    return Scenes([each.caption for each in found], to_uint8(render(batch, SIZE)), own)
+
+
+def only(batch: Scene, toys: np.ndarray) -> Scene:
+    """Scenes [N] with no toy but this one of each, ``toys`` [N]."""
+    alone = {}
+    for name in ("kind", "colour", "size", "material", "position", "yaw", "identity"):
+        values = getattr(batch, name)
+        alone[name] = values.copy()
+        alone[name][:, 0] = values[np.arange(len(toys)), toys]
+    alone["kind"][:, 1:] = -1
+    return replace(batch, **alone)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -191,13 +215,12 @@ def nets(out: Path, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def pairs(out: Path, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows of each net alone, and of both."""
+    """Rows of each hint alone, and of two."""
     model, told = bundle.load("toybox"), scenes(seed)
-    own = {name: (net_of(out, name, seed), told.hints[name]) for name in ("edges", "depth")}
-    for names in (("edges",), ("depth",), ("edges", "depth"), ("depth", "edges")):
-        for scale in (1.0, 0.5) if len(names) == 2 else (1.0,):
-            steered = [(*own[name], {"scale": scale}) for name in names]
-            yield {"way": "pairs", "nets": " + ".join(names), "scale": scale, **figures(model, seed, steered)}
+    own = {name: net_of(out, name, seed) for name in ("edges", "depth")}
+    for names, scale in TOGETHER:
+        steered = [(own[name.split()[0]], told.hints[name], {"scale": scale}) for name in names]
+        yield {"way": "pairs", "hints": " + ".join(names), "scale": scale, **figures(model, seed, steered)}
 
 
 def rules(out: Path, seed: int) -> Iterator[dict[str, Any]]:

@@ -12,12 +12,12 @@ from PIL import Image
 
 from ldm import bundle
 from ldm.toybox.recipe import page
-from ldm.toybox.recipe.control import GUIDANCE, NETS, WAYS, Steered, drawn, net_of, scenes
+from ldm.toybox.recipe.control import GUIDANCE, NETS, TOGETHER, WAYS, Steered, drawn, net_of, scenes
 from ldm.toybox.recipe.page import over_seeds, table
 from ldm.toybox.recipe.study import Row
 
 PAGE = Path(__file__).parents[3] / "docs/control/README.md"
-SETTINGS = {"nets": ("net",), "pairs": ("nets", "scale"), "rules": ("rule", "guidance", "captions")}
+SETTINGS = {"nets": ("net",), "pairs": ("hints", "scale"), "rules": ("rule", "guidance", "captions")}
 SHOWN = 8  # pictures of a row
 LEAPS = ("edges", "slow")
 COLOURS = ("#2b6cb0", "#c53030", "#2f855a", "#d69e2e", "#6b46c1", "#4a5568", "#0987a0")
@@ -71,13 +71,13 @@ def pictures(out: Path) -> Image.Image:
     hint = {name: seen[:SHOWN] for name, seen in told.hints.items()}
     one = lambda name, how: [(net_of(out, name, 0), hint[NETS[name].get("hint", "edges")], how)]
     make = lambda prompts, steered, scale=None: drawn(model, prompts, steered, 0, scale)
-    both: Steered = [*one("edges", {"scale": 0.5}), *one("depth", {"scale": 0.5})]
+    both: Steered = [(net_of(out, name.split()[0], 0), hint[name], {}) for name in TOGETHER[-1][0]]
     lines = [
         ("edges", hint["edges"]),
         ("the true picture", told.pictures[:SHOWN]),
         ("its caption, no net", make(some, ())),
         *((f'net "{name}"', make(some, one(name, {}))) for name in NETS),
-        ('"edges" and "depth",\nhalf of each', make(some, both)),
+        ('"edges" of one toy and\n"depth" of the other', make(some, both)),
         ('net "edges",\nno caption', make(empty, one("edges", {}))),
     ]
     for scale in (GUIDANCE[0], GUIDANCE[-1]):
@@ -89,7 +89,7 @@ def pictures(out: Path) -> Image.Image:
 def tables(rows: Sequence[Row]) -> str:
     """All of them."""
     own = lambda way: [row for row in rows if row["way"] == way]
-    parts = [("Nets", table(own("nets"), "net")), ("Two conditions at once", table(own("pairs"), "nets", "scale"))]
+    parts = [("Nets", table(own("nets"), "net")), ("Two conditions at once", table(own("pairs"), "hints", "scale"))]
     for captions, title in ((True, "Rules, with captions"), (False, "Rules, no captions")):
         some = [
             {k: v for k, v in row.items() if k != "captions"} for row in own("rules") if row["captions"] is captions
