@@ -78,11 +78,10 @@ def pictures(out: Path) -> Image.Image:
         ("its caption, no net", make(some, ())),
         *((f'net "{name}"', make(some, one(name, {}))) for name in NETS),
         ('"edges" of one toy and\n"depth" of the other', make(some, both)),
-        ('net "edges",\nno caption', make(empty, one("edges", {}))),
     ]
     for scale in (GUIDANCE[0], GUIDANCE[-1]):
         ways = ((way, how) for way, how in WAYS.items() if scale > 1 or way == "both halves")
-        lines += [(f"no caption, scale {scale:g}:\n{way}", make(empty, one("edges", how), scale)) for way, how in ways]
+        lines += [(f"no caption, guidance {scale:g}:\n{way}", make(empty, one("edges", how), scale)) for way, how in ways]
     return page.sheet(lines)
 
 
