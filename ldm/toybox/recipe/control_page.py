@@ -66,22 +66,23 @@ def over_guidance(axes: Any, rows: Sequence[Row], name: str) -> None:
 
 def pictures(out: Path) -> Image.Image:
     """Rows of pictures of seed 0: hints, what they are of, and what nets and rules make of them."""
-    model, told = bundle.load("toybox"), scenes(0)
-    some, empty = told.captions[:SHOWN], [""] * SHOWN
-    hint = {name: seen[:SHOWN] for name, seen in told.hints.items()}
+    model, asked = bundle.load("toybox"), scenes(0)
+    some, empty = asked.captions[:SHOWN], [""] * SHOWN
+    hint = {name: seen[:SHOWN] for name, seen in asked.hints.items()}
     one = lambda name, how: [(net_of(out, name, 0), hint[NETS[name].get("hint", "edges")], how)]
     make = lambda prompts, steered, scale=None: drawn(model, prompts, steered, 0, scale)
     both: Steered = [(net_of(out, name.split()[0], 0), hint[name], {}) for name in TOGETHER[-1][0]]
     lines = [
         ("edges", hint["edges"]),
-        ("the true picture", told.pictures[:SHOWN]),
+        ("the true picture", asked.pictures[:SHOWN]),
         ("its caption, no net", make(some, ())),
         *((f'net "{name}"', make(some, one(name, {}))) for name in NETS),
         ('"edges" of one toy and\n"depth" of the other', make(some, both)),
     ]
     for scale in (GUIDANCE[0], GUIDANCE[-1]):
         ways = ((way, how) for way, how in WAYS.items() if scale > 1 or way == "both halves")
-        lines += [(f"no caption, guidance {scale:g}:\n{way}", make(empty, one("edges", how), scale)) for way, how in ways]
+        told = f"no caption, guidance {scale:g}:\n"
+        lines += [(told + way, make(empty, one("edges", how), scale)) for way, how in ways]
     return page.sheet(lines)
 
 
