@@ -25,7 +25,26 @@ def gaussian(seed, *shape):
 
 
 def test_size_is_the_published_one():
-    assert sum(prod(s.shape) for s in shapes(ControlNet, ControlNetConfig()).values()) == 361_279_120
+    """Claim 15: 42 % of the U-Net by parameters."""
+    count = lambda model, config: sum(prod(spec.shape) for spec in shapes(model, config).values())
+    net, unet = count(ControlNet, ControlNetConfig()), count(UNet, UNetConfig())
+    assert (net, unet, round(100 * net / unet, 1)) == (361_279_120, 859_520_964, 42.0)
+
+
+def test_shapes_are_those_of_the_real_networks():
+    """Claims 15 and 16: 12 residuals and the middle's, of the skips' shapes; the hint becomes 64 x 64 x 320, by way of
+    16, 16, 32, 32, 96, 96 and 256 channels."""
+    specs, spec = shapes(ControlNet, ControlNetConfig()), lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    hint, x, cond = spec(1, 512, 512, 3), spec(1, 64, 64, 4), Conditioning(spec(1, 77, 768))
+    see = lambda params, hint: bind(ControlNet, ControlNetConfig(), params).see(hint)
+    assert jax.eval_shape(see, specs, hint).shape == (1, 64, 64, 320)
+    assert [specs[f"hint.convs.{i}.kernel"].shape[-1] for i in range(8)] == [16, 16, 32, 32, 96, 96, 256, 320]
+    net = lambda params, x, cond, hint: bind(ControlNet, ControlNetConfig(), params)(x, jnp.float32(7), cond, hint)
+    control = jax.eval_shape(net, specs, x, cond, hint)
+    of_level = lambda side, channels: (1, side, side, channels)
+    skips = [(64, 320)] * 3 + [(32, 320)] + [(32, 640)] * 2 + [(16, 640)] + [(16, 1280)] * 2 + [(8, 1280)] * 3
+    assert [skip.shape for skip in control.skips] == [of_level(*skip) for skip in skips] and len(skips) == 12
+    assert control.middle.shape == of_level(8, 1280)
 
 
 @pytest.fixture(scope="module")
