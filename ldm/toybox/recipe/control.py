@@ -16,7 +16,7 @@ and what is asked of them, of fresh scenes with their own captions:
               share of pictures whose toys are as the caption says; with the caption, and with none
     pairs     "edges", "depth", both at once, in either order; edges that show one toy, and depth that shows the other
     rules     over guidance scales: the hint in both halves of the guided batch, or in the prompts' half alone, weighed
-              by the three rules of ``ldm.Control``; with captions, and with none
+              by the three rules of ``ldm.Control``, or by one scale; with captions, and with none
 
 Rows of JSON go to OUT/measured.jsonl; ``python -m ldm.toybox.recipe.control_page OUT`` makes a page of them.
 Source: "Adding Conditional Control to Text-to-Image Diffusion Models" (arXiv:2302.05543).
@@ -91,21 +91,18 @@ def scenes(seed: int) -> Scenes:
     found = [example(i, Dataset(seed=40 + seed, split="test", toys=1 + i % 2)) for i in range(SCENES)]
     batch = stack([each.scene for each in found])
     last = count(batch) - 1
-    one, other = only(batch, np.zeros_like(last)), only(batch, last)  # the same, where there is but one
-    shown = {"edges": batch, "depth": batch, "edges of one": one, "depth of the other": other}
-    own = {name: to_uint8(hints.hint(name.split()[0], truths(own, SIZE))) for name, own in shown.items()}
+    whole = truths(batch, SIZE)
+    one, other = (truths(only(batch, i), SIZE) for i in (np.zeros_like(last), last))  # the same, where there is but one
+    shown = {"edges": whole, "depth": whole, "edges of one": one, "depth of the other": other}
+    own = {name: to_uint8(hints.hint(name.split()[0], true)) for name, true in shown.items()}
     return Scenes([each.caption for each in found], to_uint8(render(batch, SIZE)), own)
 
 
 def only(batch: Scene, toys: np.ndarray) -> Scene:
     """Scenes [N] with no toy but this one of each, ``toys`` [N]."""
-    alone = {}
-    for name in ("kind", "colour", "size", "material", "position", "yaw", "identity"):
-        values = getattr(batch, name)
-        alone[name] = values.copy()
-        alone[name][:, 0] = values[np.arange(len(toys)), toys]
-    alone["kind"][:, 1:] = -1
-    return replace(batch, **alone)
+    names = ("kind", "colour", "size", "material", "position", "yaw", "identity")
+    alone = study.with_first(batch, **{name: getattr(batch, name)[np.arange(len(toys)), toys] for name in names})
+    return replace(alone, kind=np.where(np.arange(alone.kind.shape[-1]) == 0, alone.kind, -1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ Source: "IP-Adapter" (arXiv:2308.06721), section 4.3 and 4.4.
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,21 +66,12 @@ def asked(seed: int) -> Asked:
     kind = (count % len(ASKABLE)).astype(np.int32)
     other = ((kind + 1 + count // len(ASKABLE) % (len(ASKABLE) - 1)) % len(ASKABLE)).astype(np.int32)
     colour, material = (count % len(COLOURS)).astype(np.int32), (count // 2 % len(MATERIALS)).astype(np.int32)
-    of = lambda seed, **values: scene_of(random_scenes(range(ASKED), seed, "test", 1), **values)
+    of = lambda seed, **values: study.with_first(random_scenes(range(ASKED), seed, "test", 1), **values)
     shown = of(600 + seed, kind=other, colour=colour, material=material)
     structure = of(700 + seed, kind=kind)
     picture = lambda scenes: to_uint8(render(scenes, SIZE))
     seen = to_uint8(hints.hint(FOLLOWS, truths(structure, SIZE)))
     return Asked(kind, picture(shown), colour, material, seen, picture(structure))
-
-
-def scene_of(scenes: Any, **values: np.ndarray) -> Any:
-    """The scenes with their first toy changed."""
-    changed = {}
-    for name, value in values.items():
-        changed[name] = getattr(scenes, name).copy()
-        changed[name][:, 0] = value
-    return replace(scenes, **changed)
 
 
 def trained(out: Path, way: str, seed: int) -> tuple[Adapter, float]:

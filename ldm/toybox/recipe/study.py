@@ -4,10 +4,14 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ldm.files import write_whole
+from ldm.toybox.scene import Scene
 from ldm.training import config, loop
 
 ROWS, MINUTES = "measured.jsonl", "minutes.json"
@@ -35,6 +39,14 @@ def trained(make: Callable[[config.TrainConfig, Path], Any], out: Path, steps: i
         minutes = json.dumps((time.perf_counter() - start) / 60)
         write_whole(took, lambda file: file.write(minutes.encode()))
     return json.loads(took.read_text(encoding="utf-8"))
+
+
+def with_first(scenes: Scene, **values: np.ndarray) -> Scene:
+    """Scenes [N] with their first toy changed: values [N, ...] by the names of its arrays."""
+    changed = {name: getattr(scenes, name).copy() for name in values}
+    for name, value in values.items():
+        changed[name][:, 0] = value
+    return replace(scenes, **changed)
 
 
 def kept(out: Path, row: Row) -> None:
